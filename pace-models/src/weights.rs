@@ -1,0 +1,51 @@
+//! Where weights come from: [`WeightSource`] and its three implementations.
+//!
+//! A source hands out rows of a named tensor as f32; packing rounds them to the format that is kept. No source
+//! ever holds a whole tensor in f32.
+
+use std::path::Path;
+
+use crate::ModelError;
+
+/// How a source names its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// `model.layers.0.self_attn.q_proj.weight`: HF checkpoints and random models.
+    Hf,
+    /// `blk.0.attn_q.weight`: GGUF files.
+    Gguf,
+}
+
+/// What a source knows of one tensor before reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The tensor's name in its file.
+    pub name: String,
+    /// Row-major shape: `[out, in]` for a projection, `[n]` for a vector.
+    pub shape: Vec<usize>,
+    /// How the numbers are stored, in the file's own spelling: `BF16`, `Q4_1`.
+    pub format: String,
+}
+
+/// A checkpoint that can be read tensor by tensor, from several threads.
+pub trait WeightSource: Send + Sync {
+    /// How tensors are named.
+    fn naming(&self) -> Naming;
+
+    /// Every tensor, in the order of the file.
+    fn tensors(&self) -> &[TensorInfo];
+
+    /// The tensor called `name`, if there is one.
+    fn info(&self, name: &str) -> Option<&TensorInfo>;
+
+    /// The file that holds `name`, or that should: for messages.
+    fn path(&self, name: &str) -> &Path;
+
+    /// Reads `out.len()` numbers of `name` from element `start` on (row-major), as f32. `start` and `out.len()`
+    /// are multiples of the tensor's last dimension.
+    ///
+    /// # Errors
+    /// The tensor is unknown, the range leaves it, the file cannot be read or has changed, or a number is NaN
+    /// or infinite.
+    fn read_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError>;
+}
