@@ -1,1 +1,44 @@
-//! Placeholder, replaced in this session.
+#![doc = include_str!("../README.md")]
+//!
+//! # Tour
+//! - [`Isa`] and [`Kernels`]: what the CPU can run, found at run time; every kernel is a method of
+//!   the handle that proves it.
+//! - [`MatRef`], [`MatMut`], [`ActRef`], [`ActMut`]: borrowed matrices. [`ActBuf`], [`Buffer`],
+//!   [`Scratch`]: memory.
+//! - [`Pool`] and [`Par`]: threads.
+//! - [`PackedWeights`]: a weight matrix, packed once.
+//! - [`KvLayout`], [`KvRun`]: keys and values in blocks of [`KV_BLOCK`] tokens.
+
+mod activation;
+mod arch;
+mod attention;
+mod buffer;
+mod convert;
+mod dtype;
+mod gemm;
+mod generic;
+mod isa;
+mod norm;
+mod par;
+mod rope;
+mod scratch;
+mod softmax;
+mod table;
+mod view;
+mod weights;
+
+#[cfg(test)]
+mod tests;
+
+pub use half::{bf16, f16};
+
+pub use crate::activation::{Activation, UnknownActivation};
+pub use crate::attention::{KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
+pub use crate::buffer::{Buffer, HugePages, OutOfMemory, Placement};
+pub use crate::dtype::{DType, Element, UnknownDType};
+pub use crate::isa::{Isa, IsaError};
+pub use crate::par::{Par, Pool, PoolError, PoolOptions};
+pub use crate::scratch::{Scratch, ScratchBuf};
+pub use crate::table::Kernels;
+pub use crate::view::{ActBuf, ActMut, ActRef, MatMut, MatRef};
+pub use crate::weights::{PackError, PackedWeights, UnknownWeightFormat, WeightFormat};

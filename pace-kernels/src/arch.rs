@@ -1,0 +1,102 @@
+//! The tiers: what each one overrides, and the shims that give the generic bodies their features.
+
+/// Makes a tier's shims: for each kernel a function with the tier's target features whose body is
+/// the generic one, and `SHIMS`, the table of them. `$token` is the tier's pulp token, `$attr` its
+/// `target_feature` attribute.
+macro_rules! shims {
+    ([$(#[$attr:meta])?] $token:expr) => {
+        $(#[$attr])?
+        fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
+            generic::convert::widen_bf16(src, dst);
+        }
+        $(#[$attr])?
+        fn narrow_bf16(src: &[f32], dst: &mut [bf16]) {
+            generic::convert::narrow_bf16(src, dst);
+        }
+        $(#[$attr])?
+        fn deinterleave_bf16(src: &[bf16], even: &mut [f32], odd: &mut [f32]) {
+            generic::convert::deinterleave_bf16(src, even, odd);
+        }
+        $(#[$attr])?
+        fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+            generic::norm::rms_norm($token, x, weight, eps, out);
+        }
+        $(#[$attr])?
+        fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+            generic::norm::layer_norm($token, x, weight, bias, eps, out);
+        }
+        $(#[$attr])?
+        fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+            generic::rope::rope_half($token, x, cos, sin);
+        }
+        $(#[$attr])?
+        fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+            generic::rope::rope_interleaved(x, cos, sin);
+        }
+        $(#[$attr])?
+        fn activate(kind: Activation, x: &mut [f32]) {
+            generic::activation::activate($token, kind, x);
+        }
+        $(#[$attr])?
+        fn act_mul(kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+            generic::activation::act_mul($token, kind, gate, up, out);
+        }
+        $(#[$attr])?
+        fn max(x: &[f32]) -> f32 {
+            generic::softmax::max($token, x)
+        }
+        $(#[$attr])?
+        fn exp_sub(x: &mut [f32], shift: f32) -> f32 {
+            generic::softmax::exp_sub($token, x, shift)
+        }
+        $(#[$attr])?
+        fn add(x: &mut [f32], y: &[f32]) {
+            generic::softmax::add($token, x, y);
+        }
+        $(#[$attr])?
+        fn scale(x: &mut [f32], factor: f32) {
+            generic::softmax::scale($token, x, factor);
+        }
+        $(#[$attr])?
+        fn gemv_nt(a: &[f32], w: MatRef<'_, f32>, c: &mut [f32], accumulate: bool) {
+            generic::gemv::gemv_nt($token, a, w, c, accumulate);
+        }
+        $(#[$attr])?
+        fn gemv_nt_bf16(a: &[f32], w: MatRef<'_, bf16>, c: &mut [f32]) {
+            generic::gemv::gemv_nt_bf16($token, a, w, c);
+        }
+        $(#[$attr])?
+        fn gemv_nn(a: &[f32], b: MatRef<'_, f32>, c: &mut [f32], accumulate: bool) {
+            generic::gemv::gemv_nn($token, a, b, c, accumulate);
+        }
+        const SHIMS: Table = Table {
+            widen_bf16,
+            widen_f16: crate::arch::scalar::widen_f16,
+            narrow_bf16,
+            deinterleave_bf16,
+            rms_norm,
+            layer_norm,
+            rope_half,
+            rope_interleaved,
+            activate,
+            act_mul,
+            max,
+            exp_sub,
+            add,
+            scale,
+            gemv_nt,
+            gemv_nt_bf16,
+            gemv_nn,
+        };
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512_vnni;
+pub(crate) mod scalar;

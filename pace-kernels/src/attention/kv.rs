@@ -1,0 +1,334 @@
+//! Blocks of keys and values.
+//!
+//! A block holds the absolute positions `[64 b, 64 b + 64)` of one layer and one KV head,
+//! contiguously: first the keys, then the values. It is laid out for kernels without shuffles:
+//! - bf16: keys `[d / 2][64][2]` (lanes are tokens, pairs of dimensions); values in groups of 64
+//!   dimensions, the last one `w = round_up(d mod 64, 16)` wide, each `[32][w][2]` (lanes are
+//!   dimensions, pairs of tokens);
+//! - f32: keys `[d][64]`, values in the same groups, each `[64][w]`.
+//!
+//! An odd head dimension is padded to an even one inside the bf16 keys. Rows that no token has
+//! been appended to may hold anything, NaN included.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use crate::{DType, Element, Kernels};
+
+/// Tokens in a block.
+pub const KV_BLOCK: usize = 64;
+
+/// Dimensions in a group of values.
+const V_GROUP: usize = 64;
+
+/// The last group of values is rounded up to a multiple of this.
+const V_LANES: usize = 16;
+
+/// The shape of the KV blocks of one cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    dtype: DType,
+    head_dim: usize,
+}
+
+/// One or several KV blocks, to read.
+#[derive(Clone, Copy, Debug)]
+pub enum KvRef<'a> {
+    /// Stored as f32.
+    F32(&'a [f32]),
+    /// Stored as bf16.
+    Bf16(&'a [bf16]),
+}
+
+/// One or several KV blocks, to write.
+#[derive(Debug)]
+pub enum KvMut<'a> {
+    /// Stored as f32.
+    F32(&'a mut [f32]),
+    /// Stored as bf16.
+    Bf16(&'a mut [bf16]),
+}
+
+/// Whole blocks that lie one after the other, of one layer and KV head.
+#[derive(Clone, Copy, Debug)]
+pub struct KvRun<'a> {
+    /// The position of the first block's first token, a multiple of [`KV_BLOCK`].
+    pub first_token: usize,
+    /// The blocks.
+    pub blocks: KvRef<'a>,
+}
+
+impl KvLayout {
+    /// Blocks of heads with `head_dim` dimensions.
+    ///
+    /// # Panics
+    /// If `dtype` is f16, or a block's size overflows.
+    pub fn new(dtype: DType, head_dim: usize) -> Self {
+        assert!(dtype != DType::F16, "KV blocks are f32 or bf16, not f16");
+        let largest = usize::MAX / (4 * KV_BLOCK * size_of::<f32>());
+        assert!(head_dim <= largest, "a block of {head_dim} dimensions fits no memory");
+        Self { dtype, head_dim }
+    }
+
+    /// The storage type.
+    pub const fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Dimensions of a head.
+    pub const fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Elements of the keys of a block.
+    pub const fn k_len(&self) -> usize {
+        match self.dtype {
+            DType::F32 => self.head_dim * KV_BLOCK,
+            DType::Bf16 | DType::F16 => self.head_dim.next_multiple_of(2) * KV_BLOCK,
+        }
+    }
+
+    /// Elements of a block.
+    pub const fn block_len(&self) -> usize {
+        let last = (self.head_dim % V_GROUP).next_multiple_of(V_LANES);
+        let v_width = self.head_dim / V_GROUP * V_GROUP + last;
+        self.k_len() + v_width * KV_BLOCK
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(&self) -> usize {
+        self.block_len() * self.dtype.size()
+    }
+
+    /// Stores the key and the value of one token in a block, rounded to the layout's type.
+    ///
+    /// An even `slot` also zeroes the value of slot + 1, its partner in a pair, so that a kernel that
+    /// works on pairs can read it. Tokens are therefore appended in ascending order.
+    ///
+    /// # Panics
+    /// If `block` is not one block of this layout, `slot >= 64`, or `k` or `v` does not have
+    /// head_dim elements.
+    pub fn append<E: Element>(&self, block: KvMut<'_>, slot: usize, k: &[E], v: &[E]) {
+        self.check(block.as_ref(), slot + 1);
+        assert!(slot < KV_BLOCK, "slot {slot} of {KV_BLOCK}");
+        assert!(
+            k.len() == self.head_dim && v.len() == self.head_dim,
+            "a key of {} and a value of {} for a head of {}",
+            k.len(),
+            v.len(),
+            self.head_dim
+        );
+        match block {
+            KvMut::F32(block) => self.append_f32(block, slot, k, v),
+            KvMut::Bf16(block) => self.append_bf16(block, slot, k, v),
+        }
+    }
+
+    /// Writes the first `tokens` keys of a block, transposed: `[head_dim][64]`, row after row, of
+    /// which the first `tokens` columns are written.
+    ///
+    /// # Panics
+    /// If `block` is not one block of this layout, `tokens > 64`, or `out` has fewer than
+    /// `64 * head_dim` elements.
+    pub fn unpack_k(&self, kernels: &Kernels, block: KvRef<'_>, tokens: usize, out: &mut [f32]) {
+        self.check(block, tokens);
+        let out = &mut out[..self.head_dim * KV_BLOCK];
+        match block {
+            KvRef::F32(block) => {
+                for (src, dst) in block.chunks_exact(KV_BLOCK).zip(out.chunks_exact_mut(KV_BLOCK)) {
+                    dst[..tokens].copy_from_slice(&src[..tokens]);
+                }
+            }
+            KvRef::Bf16(block) => {
+                let mut padding = [0.0; KV_BLOCK];
+                for (pair, dst) in block.chunks_exact(2 * KV_BLOCK).zip(out.chunks_mut(2 * KV_BLOCK)) {
+                    let (even, odd) = dst.split_at_mut(KV_BLOCK);
+                    let odd = if odd.is_empty() { &mut padding } else { odd };
+                    kernels.deinterleave_bf16(&pair[..2 * tokens], &mut even[..tokens], &mut odd[..tokens]);
+                }
+            }
+        }
+    }
+
+    /// Writes the first `tokens` values of a block: `[64][head_dim]`, row after row, of which the
+    /// first `tokens` rows are written.
+    ///
+    /// # Panics
+    /// If `block` is not one block of this layout, `tokens > 64`, or `out` has fewer than
+    /// `tokens * head_dim` elements.
+    pub fn unpack_v(&self, kernels: &Kernels, block: KvRef<'_>, tokens: usize, out: &mut [f32]) {
+        self.check(block, tokens);
+        let out = &mut out[..tokens * self.head_dim];
+        match block {
+            KvRef::F32(block) => self.unpack_v_f32(block, tokens, out),
+            KvRef::Bf16(block) => self.unpack_v_bf16(kernels, block, tokens, out),
+        }
+    }
+
+    fn append_f32<E: Element>(&self, block: &mut [f32], slot: usize, k: &[E], v: &[E]) {
+        let (keys, values) = block.split_at_mut(self.k_len());
+        for (row, &k) in keys.chunks_exact_mut(KV_BLOCK).zip(k) {
+            row[slot] = k.to_f32();
+        }
+        for group in self.v_groups() {
+            let rows = &mut values[group.start + slot * group.width..];
+            let (row, rest) = rows.split_at_mut(group.width);
+            row.fill(0.0);
+            for (dst, &v) in row.iter_mut().zip(&v[group.dims]) {
+                *dst = v.to_f32();
+            }
+            if slot.is_multiple_of(2) {
+                rest[..group.width].fill(0.0);
+            }
+        }
+    }
+
+    fn append_bf16<E: Element>(&self, block: &mut [bf16], slot: usize, k: &[E], v: &[E]) {
+        let round = |x: E| bf16::from_f32(x.to_f32());
+        let (keys, values) = block.split_at_mut(self.k_len());
+        for (row, pair) in keys.chunks_exact_mut(2 * KV_BLOCK).zip(k.chunks(2)) {
+            row[2 * slot] = round(pair[0]);
+            row[2 * slot + 1] = pair.get(1).map_or(bf16::ZERO, |&k| round(k));
+        }
+        for group in self.v_groups() {
+            let start = group.start + slot / 2 * 2 * group.width;
+            let pairs = &mut values[start..start + 2 * group.width];
+            if slot.is_multiple_of(2) {
+                pairs.fill(bf16::ZERO);
+            }
+            for (pair, &v) in pairs.chunks_exact_mut(2).zip(&v[group.dims]) {
+                pair[slot % 2] = round(v);
+            }
+        }
+    }
+
+    fn unpack_v_f32(&self, block: &[f32], tokens: usize, out: &mut [f32]) {
+        let values = &block[self.k_len()..];
+        for group in self.v_groups() {
+            let rows = values[group.start..].chunks_exact(group.width);
+            for (row, out) in rows.zip(out.chunks_exact_mut(self.head_dim)).take(tokens) {
+                out[group.dims.clone()].copy_from_slice(&row[..group.dims.len()]);
+            }
+        }
+    }
+
+    fn unpack_v_bf16(&self, kernels: &Kernels, block: &[bf16], tokens: usize, out: &mut [f32]) {
+        let values = &block[self.k_len()..];
+        let mut partner = [0.0; V_GROUP];
+        for group in self.v_groups() {
+            let dims = group.dims.len();
+            let pairs = values[group.start..].chunks_exact(2 * group.width);
+            for (pair, out) in pairs.zip(out.chunks_mut(2 * self.head_dim)).take(tokens.div_ceil(2)) {
+                let (even, odd) = out.split_at_mut(self.head_dim);
+                let even = &mut even[group.dims.clone()];
+                let odd = if odd.is_empty() { &mut partner[..dims] } else { &mut odd[group.dims.clone()] };
+                kernels.deinterleave_bf16(&pair[..2 * dims], even, odd);
+            }
+        }
+    }
+
+    /// The groups of dimensions that the values are stored in.
+    fn v_groups(&self) -> impl Iterator<Item = VGroup> + use<> {
+        let head_dim = self.head_dim;
+        (0..head_dim.div_ceil(V_GROUP)).map(move |g| {
+            let dims = g * V_GROUP..head_dim.min((g + 1) * V_GROUP);
+            VGroup { start: g * V_GROUP * KV_BLOCK, width: dims.len().next_multiple_of(V_LANES), dims }
+        })
+    }
+
+    fn check(&self, block: KvRef<'_>, tokens: usize) {
+        assert!(tokens <= KV_BLOCK, "{tokens} tokens in a block of {KV_BLOCK}");
+        assert!(
+            block.dtype() == self.dtype && block.len() == self.block_len(),
+            "{} elements of {} are not a block of {} elements of {}",
+            block.len(),
+            block.dtype(),
+            self.block_len(),
+            self.dtype
+        );
+    }
+}
+
+/// A group of value dimensions inside a block.
+struct VGroup {
+    dims: Range<usize>,
+    /// Elements before the group, counted from the block's first value.
+    start: usize,
+    /// Lanes, the dimensions rounded up.
+    width: usize,
+}
+
+impl<'a> KvRef<'a> {
+    /// Number of elements.
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::Bf16(data) => data.len(),
+        }
+    }
+
+    /// Whether there is nothing.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The storage type.
+    pub const fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// The elements of `range`.
+    ///
+    /// # Panics
+    /// If the range lies outside.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(data) => Self::F32(&data[range]),
+            Self::Bf16(data) => Self::Bf16(&data[range]),
+        }
+    }
+}
+
+impl KvMut<'_> {
+    /// The same blocks, to read.
+    #[allow(clippy::should_implement_trait)]
+    pub fn as_ref(&self) -> KvRef<'_> {
+        match self {
+            Self::F32(data) => KvRef::F32(data),
+            Self::Bf16(data) => KvRef::Bf16(data),
+        }
+    }
+
+    /// A shorter-lived view of the elements of `range`.
+    ///
+    /// # Panics
+    /// If the range lies outside.
+    pub fn slice_mut(&mut self, range: Range<usize>) -> KvMut<'_> {
+        match self {
+            Self::F32(data) => KvMut::F32(&mut data[range]),
+            Self::Bf16(data) => KvMut::Bf16(&mut data[range]),
+        }
+    }
+}
+
+impl<'a> KvRun<'a> {
+    /// Number of blocks.
+    ///
+    /// # Panics
+    /// If a block of this layout has no elements.
+    pub fn block_count(&self, layout: &KvLayout) -> usize {
+        self.blocks.len() / layout.block_len()
+    }
+
+    /// Block `i` of the run; it starts at the position `first_token + 64 * i`.
+    ///
+    /// # Panics
+    /// If the run has no such block.
+    pub fn block(&self, layout: &KvLayout, i: usize) -> KvRef<'a> {
+        self.blocks.slice(i * layout.block_len()..(i + 1) * layout.block_len())
+    }
+}

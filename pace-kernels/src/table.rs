@@ -1,0 +1,96 @@
+//! The kernel table of a tier, and the handle that proves that the CPU can run it.
+
+use half::{bf16, f16};
+
+use crate::{Activation, Isa, MatRef, arch};
+
+/// The kernels of one instruction-set tier.
+///
+/// A value exists only after detection, so every method is safe to call. It is a pointer: copy it
+/// freely. The methods check lengths, and panic if the caller got them wrong.
+///
+/// ```
+/// use pace_kernels::{Isa, Kernels};
+///
+/// let kernels = Kernels::detect();
+/// let mut out = [0.0; 3];
+/// kernels.rms_norm(&[3.0, 4.0, 0.0], &[1.0; 3], 0.0, &mut out);
+/// assert!((out[1] - 4.0 / (25.0f32 / 3.0).sqrt()).abs() < 1e-6);
+/// assert!(Kernels::new(Isa::Scalar).is_some());
+/// ```
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    isa: Isa,
+    table: &'static Table,
+}
+
+impl Kernels {
+    /// The kernels of a tier, if this CPU has it.
+    pub fn new(isa: Isa) -> Option<Self> {
+        isa.is_supported().then(|| Self { isa, table: table_of(isa) })
+    }
+
+    /// The kernels of the best tier of this CPU.
+    pub fn detect() -> Self {
+        let isa = Isa::detect();
+        Self { isa, table: table_of(isa) }
+    }
+
+    /// The tier.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub(crate) fn table(&self) -> &'static Table {
+        self.table
+    }
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kernels({})", self.isa)
+    }
+}
+
+/// One function for each kernel.
+///
+/// # Safety
+/// Each may only be called on a CPU that has the tier; having it from a [`Kernels`] proves that.
+/// Lengths are checked by the methods of `Kernels`; a wrong one gives a wrong result or a panic,
+/// never an access out of bounds.
+#[allow(clippy::type_complexity)] // A table of signatures is read column by column; aliases would hide them.
+pub(crate) struct Table {
+    pub(crate) widen_bf16: unsafe fn(&[bf16], &mut [f32]),
+    pub(crate) widen_f16: unsafe fn(&[f16], &mut [f32]),
+    pub(crate) narrow_bf16: unsafe fn(&[f32], &mut [bf16]),
+    pub(crate) deinterleave_bf16: unsafe fn(&[bf16], &mut [f32], &mut [f32]),
+    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    pub(crate) layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
+    pub(crate) rope_half: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(crate) rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(crate) activate: unsafe fn(Activation, &mut [f32]),
+    pub(crate) act_mul: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
+    pub(crate) max: unsafe fn(&[f32]) -> f32,
+    pub(crate) exp_sub: unsafe fn(&mut [f32], f32) -> f32,
+    pub(crate) add: unsafe fn(&mut [f32], &[f32]),
+    pub(crate) scale: unsafe fn(&mut [f32], f32),
+    pub(crate) gemv_nt: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
+    pub(crate) gemv_nt_bf16: unsafe fn(&[f32], MatRef<'_, bf16>, &mut [f32]),
+    pub(crate) gemv_nn: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
+}
+
+#[cfg(target_arch = "x86_64")]
+fn table_of(isa: Isa) -> &'static Table {
+    match isa {
+        Isa::Scalar => &arch::scalar::TABLE,
+        Isa::Avx2 => &arch::avx2::TABLE,
+        Isa::Avx512 => &arch::avx512::TABLE,
+        Isa::Avx512Vnni => &arch::avx512_vnni::TABLE,
+        Isa::Avx512Bf16 => &arch::avx512_bf16::TABLE,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn table_of(_isa: Isa) -> &'static Table {
+    &arch::scalar::TABLE
+}

@@ -1,0 +1,164 @@
+use half::bf16;
+
+use super::{noise_vec, tiers};
+use crate::{DType, Element, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
+
+/// A block of the layout, all NaN.
+enum Block {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Block {
+    fn nan(layout: &KvLayout) -> Self {
+        match layout.dtype() {
+            DType::F32 => Self::F32(vec![f32::NAN; layout.block_len()]),
+            _ => Self::Bf16(vec![bf16::NAN; layout.block_len()]),
+        }
+    }
+
+    fn as_mut(&mut self) -> KvMut<'_> {
+        match self {
+            Self::F32(data) => KvMut::F32(data),
+            Self::Bf16(data) => KvMut::Bf16(data),
+        }
+    }
+
+    fn as_ref(&self) -> KvRef<'_> {
+        match self {
+            Self::F32(data) => KvRef::F32(data),
+            Self::Bf16(data) => KvRef::Bf16(data),
+        }
+    }
+
+    fn get(&self, i: usize) -> f32 {
+        match self {
+            Self::F32(data) => data[i],
+            Self::Bf16(data) => data[i].to_f32(),
+        }
+    }
+}
+
+fn stored(layout: &KvLayout, x: f32) -> f32 {
+    if layout.dtype() == DType::F32 { x } else { bf16::from_f32(x).to_f32() }
+}
+
+fn layouts() -> impl Iterator<Item = KvLayout> {
+    [DType::F32, DType::Bf16].into_iter().flat_map(|dtype| (1..=130).map(move |d| KvLayout::new(dtype, d)))
+}
+
+#[test]
+fn tokens_round_trip_among_rows_of_nan() {
+    for layout in layouts() {
+        let d = layout.head_dim();
+        let (keys, values) = (noise_vec(1, KV_BLOCK * d), noise_vec(2, KV_BLOCK * d));
+        let mut block = Block::nan(&layout);
+        let mut appended = 0;
+        for tokens in [0, 1, 2, 5, 31, 32, 63, 64] {
+            for t in appended..tokens {
+                layout.append(block.as_mut(), t, &keys[t * d..][..d], &values[t * d..][..d]);
+            }
+            appended = tokens;
+            for kernels in tiers() {
+                let (mut k, mut v) = (vec![f32::NAN; KV_BLOCK * d], vec![f32::NAN; KV_BLOCK * d]);
+                layout.unpack_k(&kernels, block.as_ref(), tokens, &mut k);
+                layout.unpack_v(&kernels, block.as_ref(), tokens, &mut v);
+                for t in 0..tokens {
+                    for j in 0..d {
+                        let what = format!("{kernels:?} {layout:?} token {t} of {tokens}, dimension {j}");
+                        assert_eq!(k[j * KV_BLOCK + t], stored(&layout, keys[t * d + j]), "key, {what}");
+                        assert_eq!(v[t * d + j], stored(&layout, values[t * d + j]), "value, {what}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn elements_lie_where_the_layout_says() {
+    for layout in layouts() {
+        let d = layout.head_dim();
+        let (keys, values) = (noise_vec(1, d), noise_vec(2, d));
+        for slot in [0, 1, 38, 63] {
+            let mut block = Block::nan(&layout);
+            layout.append(block.as_mut(), slot, &keys, &values);
+            for j in 0..d {
+                let group = j / 64;
+                let width = (d - 64 * group).min(64).next_multiple_of(16);
+                let (pair, lane) = (64 * 64 * group + slot / 2 * 2 * width, j % 64);
+                let (k_at, v_at) = match layout.dtype() {
+                    DType::F32 => (j * 64 + slot, 64 * 64 * group + slot * width + lane),
+                    _ => ((j / 2 * 64 + slot) * 2 + j % 2, pair + lane * 2 + slot % 2),
+                };
+                assert_eq!(block.get(k_at), stored(&layout, keys[j]));
+                assert_eq!(block.get(layout.k_len() + v_at), stored(&layout, values[j]));
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes() {
+    let bf16 = KvLayout::new(DType::Bf16, 65);
+    assert_eq!((bf16.k_len(), bf16.block_len()), (66 * 64, 66 * 64 + 80 * 64));
+    assert_eq!(bf16.block_bytes(), 2 * bf16.block_len());
+    let f32 = KvLayout::new(DType::F32, 128);
+    assert_eq!((f32.k_len(), f32.block_len(), f32.block_bytes()), (8192, 16384, 65536));
+}
+
+#[test]
+fn an_even_slot_zeroes_its_partner() {
+    for layout in layouts() {
+        let d = layout.head_dim();
+        let mut block = Block::nan(&layout);
+        layout.append(block.as_mut(), 6, &vec![1.0f32; d], &vec![1.0f32; d]);
+        for kernels in tiers() {
+            let mut v = vec![f32::NAN; KV_BLOCK * d];
+            layout.unpack_v(&kernels, block.as_ref(), 8, &mut v);
+            assert_eq!(v[6 * d..8 * d], [vec![1.0; d], vec![0.0; d]].concat());
+        }
+        // The odd slot, and the even one behind it, leave what is there.
+        layout.append(block.as_mut(), 7, &vec![2.0f32; d], &vec![2.0f32; d]);
+        layout.append(block.as_mut(), 8, &vec![3.0f32; d], &vec![3.0f32; d]);
+        for kernels in tiers() {
+            let mut v = vec![f32::NAN; KV_BLOCK * d];
+            layout.unpack_v(&kernels, block.as_ref(), 9, &mut v);
+            assert_eq!(v[6 * d..9 * d], [vec![1.0; d], vec![2.0; d], vec![3.0; d]].concat());
+        }
+    }
+}
+
+#[test]
+fn any_element_type_can_be_appended() {
+    fn check<E: Element>(layout: &KvLayout) {
+        let mut block = Block::nan(layout);
+        let x = [0.5, -3.0, 1.25].map(E::from_f32);
+        layout.append(block.as_mut(), 0, &x, &x);
+        let mut v = [0.0; 3];
+        layout.unpack_v(&crate::Kernels::detect(), block.as_ref(), 1, &mut v);
+        assert_eq!(v, [0.5, -3.0, 1.25]);
+    }
+    for dtype in [DType::F32, DType::Bf16] {
+        let layout = KvLayout::new(dtype, 3);
+        check::<f32>(&layout);
+        check::<bf16>(&layout);
+        check::<half::f16>(&layout);
+    }
+}
+
+#[test]
+fn a_run_is_cut_into_blocks() {
+    let layout = KvLayout::new(DType::F32, 2);
+    let data: Vec<f32> = (0..3 * layout.block_len()).map(|i| i as f32).collect();
+    let run = KvRun { first_token: 128, blocks: KvRef::F32(&data) };
+    assert_eq!(run.block_count(&layout), 3);
+    let KvRef::F32(block) = run.block(&layout, 2) else { unreachable!() };
+    assert_eq!((block.len(), block[0]), (layout.block_len(), 2.0 * layout.block_len() as f32));
+}
+
+#[test]
+#[should_panic(expected = "are not a block")]
+fn a_block_of_another_layout_is_refused() {
+    KvLayout::new(DType::F32, 4).append(KvMut::F32(&mut [0.0; 100]), 0, &[0.0f32; 4], &[0.0f32; 4]);
+}

@@ -1,0 +1,142 @@
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use half::bf16;
+
+use super::{assert_close, noise_vec, tiers};
+use crate::{Kernels, MatMut, MatRef, OutOfMemory, PackError, PackedWeights, Par, Pool, WeightFormat};
+
+fn weight(i: usize, j: usize) -> f32 {
+    ((i * 31 + j * 7) % 1009) as f32 * 0.37 - 100.0
+}
+
+fn stored(format: WeightFormat, x: f32) -> f32 {
+    match format {
+        WeightFormat::F32 => x,
+        WeightFormat::Bf16 => bf16::from_f32(x).to_f32(),
+    }
+}
+
+fn fill(k: usize) -> impl Fn(Range<usize>, &mut [f32]) -> Result<(), Infallible> {
+    move |rows, panel| {
+        assert_eq!(panel.len(), rows.len() * k);
+        for (i, row) in rows.zip(panel.chunks_mut(k)) {
+            row.iter_mut().enumerate().for_each(|(j, w)| *w = weight(i, j));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn every_row_is_packed_once_and_can_be_read() {
+    let pool = Pool::unpinned(3).unwrap();
+    for format in WeightFormat::ALL {
+        for (n, k) in [(1, 1), (64, 5), (65, 33), (7, 100), (300, 17), (3, 70_000)] {
+            for par in [Par::seq(), pool.par()] {
+                let seen = Mutex::new(HashSet::new());
+                let packed = PackedWeights::pack(format, n, k, &par, |rows, panel| {
+                    rows.clone().for_each(|i| assert!(seen.lock().unwrap().insert(i), "row {i} twice"));
+                    fill(k)(rows, panel)
+                })
+                .unwrap();
+                assert_eq!(seen.into_inner().unwrap().len(), n);
+                assert_eq!((packed.n(), packed.k(), packed.format()), (n, k, format));
+                check_rows(&packed);
+            }
+        }
+    }
+}
+
+fn check_rows(packed: &PackedWeights) {
+    let (n, k, format) = (packed.n(), packed.k(), packed.format());
+    for kernels in tiers() {
+        let mut row = vec![f32::NAN; k];
+        for i in [0, n / 2, n - 1] {
+            packed.row(i, &kernels, &mut row);
+            assert!((0..k).all(|j| row[j] == stored(format, weight(i, j))));
+        }
+        let range = n / 3..n;
+        let mut scratch = vec![f32::NAN; range.len() * k + 3];
+        let rows = packed.rows_f32(&kernels, range.clone(), &mut scratch);
+        assert_eq!((rows.rows(), rows.cols()), (range.len(), k));
+        for (at, i) in range.enumerate() {
+            assert!((0..k).all(|j| rows.row(at)[j] == stored(format, weight(i, j))));
+        }
+    }
+}
+
+#[test]
+fn products_use_the_stored_weights() {
+    for format in WeightFormat::ALL {
+        for (n, k) in [(1, 1), (6, 15), (9, 16), (70, 33), (13, 200)] {
+            let packed = PackedWeights::pack(format, n, k, &Par::seq(), fill(k)).unwrap();
+            for (kernels, m) in tiers().flat_map(|kernels| [0, 1, 2, 7].map(|m| (kernels, m))) {
+                let (x, rows) = (noise_vec(3, m * k), n / 4..n);
+                let (mut y, mut scratch) = (vec![f32::NAN; m * rows.len()], vec![f32::NAN; n * k]);
+                let out = MatMut::new(&mut y, m, rows.len());
+                packed.matmul(&kernels, rows.clone(), MatRef::new(&x, m, k), out, &mut scratch);
+                for (at, &y) in y.iter().enumerate() {
+                    let (t, i) = (at / rows.len(), rows.start + at % rows.len());
+                    let product = |j| f64::from(x[t * k + j]) * f64::from(stored(format, weight(i, j)));
+                    let magnitude: f64 = (0..k).map(|j| product(j).abs()).sum();
+                    let bound = (k as f64 + 2.0) * 2f64.powi(-24) * magnitude;
+                    let what = format!("{kernels:?} {format} {m}x{n}x{k}");
+                    assert_close(y, (0..k).map(product).sum(), bound, what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_and_empty_matrices() {
+    let pack = |format, n, k| PackedWeights::pack(format, n, k, &Par::seq(), fill(k.max(1))).unwrap();
+    assert_eq!(pack(WeightFormat::F32, 10, 6).bytes(), 240);
+    assert_eq!(pack(WeightFormat::Bf16, 10, 6).bytes(), 120);
+    for (n, k) in [(0, 5), (5, 0), (0, 0)] {
+        let empty = pack(WeightFormat::Bf16, n, k);
+        assert_eq!((empty.n(), empty.k(), empty.bytes()), (n, k, 0));
+        assert_eq!(empty.rows_f32(&Kernels::detect(), 0..n, &mut []).rows(), n);
+    }
+}
+
+#[test]
+fn f32_rows_are_borrowed() {
+    let packed = PackedWeights::pack(WeightFormat::F32, 8, 4, &Par::seq(), fill(4)).unwrap();
+    assert_eq!(packed.rows_f32(&Kernels::detect(), 2..7, &mut []).row(0)[3], weight(2, 3));
+}
+
+#[test]
+fn the_first_error_wins_and_the_rest_is_left_out() {
+    let pool = Pool::unpinned(2).unwrap();
+    for format in WeightFormat::ALL {
+        for par in [Par::seq(), pool.par()] {
+            let calls = AtomicUsize::new(0);
+            let result = PackedWeights::pack(format, 64 * 1000, 4, &par, |rows, _| {
+                calls.fetch_add(1, Ordering::Relaxed);
+                if rows.start == 0 { Err("bad tensor") } else { Ok(()) }
+            });
+            assert_eq!(result.unwrap_err(), PackError::Fill("bad tensor"));
+            assert!(calls.into_inner() < 1000, "panels after the failure were filled");
+        }
+    }
+}
+
+#[test]
+fn too_large_is_an_error() {
+    for (n, k) in [(usize::MAX, 2), (1 << 40, 1 << 40), (1 << 30, 1 << 30)] {
+        let result = PackedWeights::pack(WeightFormat::F32, n, k, &Par::seq(), fill(k));
+        assert!(matches!(result, Err(PackError::OutOfMemory(OutOfMemory { .. }))));
+    }
+}
+
+#[test]
+fn format_names_round_trip() {
+    for format in WeightFormat::ALL {
+        assert_eq!(format.to_string().parse(), Ok(format));
+    }
+    assert!("int2".parse::<WeightFormat>().unwrap_err().to_string().contains("`int2`"));
+}
