@@ -1,0 +1,166 @@
+//! The words for *what* is computed ([`Operator`]) and *how* ([`Backend`]), shared by configuration, command
+//! line, logs and benches.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::OpError;
+
+/// How an operator is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// The best backend that the operator has.
+    #[default]
+    Auto,
+    /// The plain reference path on well-kept libraries; always available, on any CPU.
+    Native,
+    /// Blocked weights and hand-written BRGEMM tiles with fused epilogues.
+    Tpp,
+    /// Microkernels generated at run time for the exact shape.
+    Jit,
+    /// The MLP chunk by chunk of its intermediate dimension.
+    Imbps,
+    /// Tiled online-softmax attention.
+    Flash,
+}
+
+impl Backend {
+    /// Every backend, `Auto` first.
+    pub const ALL: [Self; 6] = [Self::Auto, Self::Native, Self::Tpp, Self::Jit, Self::Imbps, Self::Flash];
+
+    /// The name used everywhere: lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Tpp => "tpp",
+            Self::Jit => "jit",
+            Self::Imbps => "imbps",
+            Self::Flash => "flash",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Backend {
+    type Err = UnknownName;
+
+    fn from_str(s: &str) -> Result<Self, UnknownName> {
+        Self::ALL
+            .into_iter()
+            .find(|b| b.name().eq_ignore_ascii_case(s))
+            .ok_or_else(|| UnknownName { found: s.to_owned(), known: Self::ALL.map(Self::name).join(", ") })
+    }
+}
+
+/// A backend or operator name that does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is none of: {known}")]
+pub struct UnknownName {
+    /// What was given.
+    pub found: String,
+    /// What would be right.
+    pub known: String,
+}
+
+/// What is computed: the operators that a decoder runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operator {
+    /// RMSNorm or LayerNorm.
+    Norm,
+    /// Query, key and value projection in one, RoPE applied on the way.
+    QkvProjection,
+    /// Rotary position embedding.
+    Rope,
+    /// Softmax attention over the KV cache.
+    Attention,
+    /// The attention's output projection with the residual added.
+    OutProjection,
+    /// The feed-forward layer.
+    Mlp,
+    /// The projection to logits.
+    LmHead,
+    /// A projection by itself.
+    Linear,
+}
+
+impl Operator {
+    /// Every operator.
+    pub const ALL: [Self; 8] = [
+        Self::Norm,
+        Self::QkvProjection,
+        Self::Rope,
+        Self::Attention,
+        Self::OutProjection,
+        Self::Mlp,
+        Self::LmHead,
+        Self::Linear,
+    ];
+
+    /// The name used everywhere: lower case with underscores.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Norm => "norm",
+            Self::QkvProjection => "qkv_projection",
+            Self::Rope => "rope",
+            Self::Attention => "attention",
+            Self::OutProjection => "out_projection",
+            Self::Mlp => "mlp",
+            Self::LmHead => "lm_head",
+            Self::Linear => "linear",
+        }
+    }
+
+    /// The backends that exist for this operator.
+    pub const fn backends(self) -> &'static [Backend] {
+        &[Backend::Native]
+    }
+
+    /// Resolves `backend` for this operator; `Auto` becomes a concrete one.
+    ///
+    /// # Errors
+    /// [`OpError::Unsupported`] when the pair does not exist; nothing falls back in silence.
+    pub fn resolve(self, backend: Backend) -> Result<Backend, OpError> {
+        match backend {
+            Backend::Auto => Ok(Backend::Native),
+            b if self.backends().contains(&b) => Ok(b),
+            b => Err(OpError::Unsupported { op: self, backend: b, available: self.backends() }),
+        }
+    }
+}
+
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_in_any_case() {
+        for b in Backend::ALL {
+            assert_eq!(b.name().parse::<Backend>().unwrap(), b);
+            assert_eq!(b.name().to_uppercase().parse::<Backend>().unwrap(), b);
+        }
+        let err = "tp".parse::<Backend>().unwrap_err();
+        assert!(err.to_string().contains("native"), "{err}");
+    }
+
+    #[test]
+    fn a_pair_that_does_not_exist_is_an_error_that_lists_what_does() {
+        for op in Operator::ALL {
+            assert_eq!(op.resolve(Backend::Auto).unwrap(), Backend::Native);
+            assert_eq!(op.resolve(Backend::Native).unwrap(), Backend::Native);
+        }
+        let err = Operator::Norm.resolve(Backend::Imbps).unwrap_err().to_string();
+        assert!(err.contains("norm") && err.contains("imbps") && err.contains("native"), "{err}");
+    }
+}

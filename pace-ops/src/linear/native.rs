@@ -1,0 +1,127 @@
+//! NATIVE projections: f32 GEMM by the `gemm` crate over panels of output columns.
+//!
+//! A panel's weights are widened to f32 in the scratch of the thread that multiplies them, so bf16 weights cost
+//! their own bytes of DRAM traffic and the matrix never exists in f32. Columns are the unit of parallelism: every
+//! weight is read by one thread, once. A few rows get small panels that stay in L2 (the widened panel is read back
+//! at once); many rows get wide ones, because the library packs the activations anew for every panel.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pace_kernels::{ActMut, ActRef, Kernels, MatMut, MatRef, PackedWeights};
+
+use super::{Epilogue, LinearBackend};
+use crate::OpCx;
+use crate::cx::{load_row, store_row};
+
+/// Bytes of widened weights per panel when activations have few rows (the panel stays in L2) and when many.
+const PANEL_BYTES: [usize; 2] = [128 << 10, 1 << 20];
+/// Rows from which the larger panel wins.
+const MANY_ROWS: usize = 8;
+
+/// A `[n, k]` weight matrix multiplied panel by panel.
+pub(crate) struct NativeMatrix {
+    weights: Arc<PackedWeights>,
+}
+
+impl NativeMatrix {
+    pub(crate) fn new(weights: Arc<PackedWeights>) -> Self {
+        Self { weights }
+    }
+
+    /// Output columns.
+    pub(crate) fn n(&self) -> usize {
+        self.weights.n()
+    }
+
+    /// Input columns.
+    pub(crate) fn k(&self) -> usize {
+        self.weights.k()
+    }
+
+    /// Output columns per panel for `rows` rows: a multiple of `unit`, small enough to keep every thread busy.
+    pub(crate) fn panel_cols(&self, rows: usize, threads: usize, unit: usize) -> usize {
+        let budget = PANEL_BYTES[usize::from(rows >= MANY_ROWS)];
+        let fits = budget / (4 * self.k().max(1));
+        let fair = self.n().div_ceil(threads);
+        (fits.min(fair) / unit).max(1) * unit
+    }
+
+    /// f32 numbers that [`Self::panel`] needs to widen a panel of `cols` columns.
+    pub(crate) fn widen_len(&self, cols: usize) -> usize {
+        cols * self.k()
+    }
+
+    /// `out = a * W[cols]^T`, on the calling thread.
+    pub(crate) fn panel(
+        &self,
+        kernels: Kernels,
+        a: MatRef<'_, f32>,
+        cols: Range<usize>,
+        widened: &mut [f32],
+        out: MatMut<'_, f32>,
+    ) {
+        self.weights.matmul(&kernels, cols, a, out, widened);
+    }
+}
+
+impl LinearBackend for NativeMatrix {
+    fn n(&self) -> usize {
+        Self::n(self)
+    }
+
+    fn forward(&self, cx: &OpCx<'_>, a: ActRef<'_>, out: ActMut<'_>, epilogue: Epilogue<'_>) {
+        let (rows, k) = (a.rows(), self.k());
+        assert!(a.cols() == k && out.cols() == self.n() && out.rows() == rows, "projection: shapes differ");
+        let unit = if let Epilogue::Rope { head_dim, .. } = epilogue { head_dim } else { 16 };
+        let width = self.panel_cols(rows, cx.par.threads(), unit);
+        let mut wide_a = cx.scratch.take(if matches!(a, ActRef::Bf16(_)) { rows * k } else { 0 });
+        let a = cx.widened(a, &mut wide_a);
+        let widen_len = self.widen_len(width);
+        let mut scratch = cx.thread_scratch(widen_len + rows * width + width);
+        let kernels = cx.kernels;
+        cx.par.grid_act(out, &[0, rows], width, &mut scratch, |slot, _, col_tile, mut tile| {
+            let first_col = col_tile * width;
+            let cols = first_col..first_col + tile.cols();
+            let (widened, rest) = slot.split_at_mut(widen_len);
+            let (panel, row) = rest.split_at_mut(rows * width);
+            let mut panel = MatMut::new(&mut panel[..rows * cols.len()], rows, cols.len());
+            self.panel(kernels, a, cols.clone(), widened, panel.rb_mut());
+            finish(kernels, &epilogue, cols, panel, &mut row[..tile.cols()], &mut tile);
+        });
+    }
+}
+
+/// Applies `epilogue` to the f32 `panel` of the output columns `cols` and stores it into `tile`; `row` is one
+/// row of scratch.
+fn finish(
+    kernels: Kernels,
+    epilogue: &Epilogue<'_>,
+    cols: Range<usize>,
+    mut panel: MatMut<'_, f32>,
+    row: &mut [f32],
+    tile: &mut ActMut<'_>,
+) {
+    let (Epilogue::Store { bias } | Epilogue::Residual { bias } | Epilogue::Rope { bias, .. }) = *epilogue;
+    if let Some(bias) = bias {
+        for i in 0..panel.rows() {
+            kernels.add(panel.row_mut(i), &bias[cols.clone()]);
+        }
+    }
+    match *epilogue {
+        Epilogue::Store { .. } => {}
+        Epilogue::Residual { .. } => {
+            for i in 0..panel.rows() {
+                load_row(kernels, tile.as_ref(), i, row);
+                kernels.add(panel.row_mut(i), row);
+            }
+        }
+        Epilogue::Rope { angles, head_dim, rotated, .. } => {
+            let rotated = rotated.saturating_sub(cols.start).min(cols.len());
+            angles.rotate(kernels, head_dim, rotated, &mut panel);
+        }
+    }
+    for i in 0..panel.rows() {
+        store_row(kernels, panel.row(i), tile, i);
+    }
+}
