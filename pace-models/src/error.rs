@@ -60,6 +60,14 @@ pub enum ModelError {
         /// The names that would be right.
         known: String,
     },
+    /// There is no memory for the packed weights.
+    #[error("no memory for {bytes} bytes of packed weights of `{tensor}`")]
+    OutOfMemory {
+        /// The tensor being packed.
+        tensor: String,
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// An operator cannot be built.
     #[error(transparent)]
     Op(#[from] pace_ops::OpError),

@@ -1,1 +1,25 @@
-//! Placeholder, replaced in this session.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod arch;
+mod batch;
+pub mod config;
+mod decoder;
+mod error;
+mod feed_forward;
+pub mod file;
+mod layer;
+mod model;
+mod rope;
+mod self_attention;
+mod spec;
+mod tensor_loader;
+pub mod weights;
+
+pub use arch::Architecture;
+pub use batch::{Sequence, Workspace};
+pub use decoder::Decoder;
+pub use error::ModelError;
+pub use model::Model;
+pub use spec::{DecoderSpec, RopeScaling, RopeSpec};
+pub use tensor_loader::LoadOptions;

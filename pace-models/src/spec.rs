@@ -1,7 +1,7 @@
 //! [`DecoderSpec`]: an architecture as data. One [`Decoder`](crate::Decoder) reads it; a family of models is
 //! a function from its configuration to this struct.
 
-use pace_kernels::Activation;
+use pace_kernels::{Activation, DType, KV_BLOCK, KvLayout, WeightFormat};
 
 /// The shape and the switches of a decoder-only transformer. All counts are per model unless said otherwise.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,37 @@ pub struct DecoderSpec {
     pub tied_embeddings: bool,
     /// Rotary position embedding.
     pub rope: RopeSpec,
+}
+
+impl DecoderSpec {
+    /// Weights of the model, tied ones counted once.
+    pub fn parameters(&self) -> usize {
+        self.matrix_parameters() + self.vector_parameters()
+    }
+
+    /// Bytes of packed weights: matrices in `format`, norms and biases in f32.
+    pub fn weight_bytes(&self, format: WeightFormat) -> usize {
+        format.bytes(self.matrix_parameters()) + self.vector_parameters() * size_of::<f32>()
+    }
+
+    /// Bytes of keys and values per token, all layers.
+    pub fn kv_bytes_per_token(&self, dtype: DType) -> usize {
+        let block = KvLayout::new(dtype, self.head_dim).block_bytes();
+        self.n_layers * self.n_kv_heads * block / KV_BLOCK
+    }
+
+    fn matrix_parameters(&self) -> usize {
+        let embeddings = if self.tied_embeddings { 1 } else { 2 } * self.vocab_size * self.hidden;
+        let attention = (2 * self.n_heads + 2 * self.n_kv_heads) * self.head_dim * self.hidden;
+        embeddings + self.n_layers * (attention + 3 * self.ffn * self.hidden)
+    }
+
+    fn vector_parameters(&self) -> usize {
+        let qkv = usize::from(self.qkv_bias) * (self.n_heads + 2 * self.n_kv_heads) * self.head_dim;
+        let out = usize::from(self.out_bias) * self.hidden;
+        let mlp = usize::from(self.mlp_bias) * (2 * self.ffn + self.hidden);
+        self.hidden + self.n_layers * (2 * self.hidden + qkv + out + mlp)
+    }
 }
 
 /// Rotary position embedding: base frequency and how it is stretched.
@@ -74,5 +105,10 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         /// The length that the model was trained on, in tokens.
         original_max: usize,
+    },
+    /// Every frequency divided by a factor of its own, as GGUF files store `llama3` (`rope_freqs.weight`).
+    Factors {
+        /// The divisor of each frequency, from the highest frequency down: `head_dim / 2` positive numbers.
+        factors: Vec<f32>,
     },
 }

@@ -3,6 +3,10 @@
 //! A source hands out rows of a named tensor as f32; packing rounds them to the format that is kept. No source
 //! ever holds a whole tensor in f32.
 
+pub mod gguf;
+pub mod random;
+pub mod safetensors;
+
 use std::path::Path;
 
 use crate::ModelError;

@@ -1,0 +1,4 @@
+//! Configurations that are right and wrong, as HF and as GGUF write them.
+
+mod gguf;
+mod hf;

@@ -1,0 +1,149 @@
+//! [`Decoder`]: the one implementation of [`Model`], driven by a [`DecoderSpec`].
+
+use std::sync::Arc;
+
+use pace_kernels::{ActMut, ActRef, DType, MatMut, Par};
+use pace_ops::{Embedding, LmHead, Norm, OpCx, Rope, RopeAngles};
+
+use crate::arch::{Architecture, Role};
+use crate::batch::{Sequence, Workspace};
+use crate::layer::Layer;
+use crate::rope::RopeFrequencies;
+use crate::tensor_loader::{LoadOptions, TensorLoader};
+use crate::weights::WeightSource;
+use crate::{DecoderSpec, Model, ModelError};
+
+/// A pre-norm decoder-only transformer.
+pub struct Decoder {
+    spec: DecoderSpec,
+    activations: DType,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    final_norm: Norm,
+    lm_head: LmHead,
+    rope: Rope,
+    frequencies: RopeFrequencies,
+    weight_bytes: usize,
+    tile_tokens: usize,
+}
+
+impl Decoder {
+    /// Checks every tensor's presence and shape, then packs the weights of `source` on the threads of `par`.
+    /// `progress` is called with the number of weights just packed, from any thread.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen, unreadable or holds NaN or infinity; an operator has no such backend; there
+    /// is no memory.
+    pub fn load(
+        source: &dyn WeightSource,
+        arch: Architecture,
+        spec: &DecoderSpec,
+        options: LoadOptions,
+        par: Par<'_>,
+        progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<Self, ModelError> {
+        arch.validate_shapes(source, spec)?;
+        let loader = TensorLoader { source, arch, spec, options, par, progress };
+        let ops = options.operators;
+        let embedding = loader.matrix(&[Role::Embedding], spec.hidden)?;
+        let lm_head = if spec.tied_embeddings {
+            Arc::clone(&embedding)
+        } else {
+            loader.matrix(&[Role::LmHead], spec.hidden)?
+        };
+        let layers = (0..spec.n_layers).map(|i| Layer::load(&loader, i)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            spec: spec.clone(),
+            activations: options.activations,
+            embedding: Embedding::new(embedding),
+            layers,
+            final_norm: Norm::rms(loader.vector(&[Role::FinalNorm])?, spec.norm_eps, ops.norm)?,
+            lm_head: LmHead::new(lm_head, ops.lm_head)?,
+            rope: Rope::new(spec.head_dim, ops.rope)?,
+            frequencies: RopeFrequencies::new(&spec.rope, spec.head_dim),
+            weight_bytes: spec.weight_bytes(options.weights),
+            tile_tokens: pace_ops::Attention::tile_tokens(&crate::self_attention::attention_shape(spec)),
+        })
+    }
+
+    /// The angles of every new token of the batch.
+    fn angles<'a>(
+        &self,
+        cx: &OpCx<'a>,
+        inv_freq: &mut Vec<f64>,
+        batch: &[Sequence],
+        rows: usize,
+    ) -> RopeAngles<'a> {
+        let mut angles = self.rope.angles(cx, rows);
+        let mut row = 0;
+        for seq in batch.iter().filter(|s| !s.input.is_empty()) {
+            let past = seq.kv.len();
+            self.frequencies.for_length(seq.rope_len.max(past + seq.input.len()), inv_freq);
+            for i in 0..seq.input.len() {
+                angles.set(row, past + i, inv_freq);
+                row += 1;
+            }
+        }
+        angles
+    }
+
+    /// Normalises the rows that need logits into `ws.out`.
+    fn keep_outputs(&self, cx: &OpCx<'_>, ws: &mut Workspace, batch: &[Sequence]) {
+        ws.output_rows = batch.iter().map(Sequence::output_rows).sum();
+        let rows: usize = batch.iter().map(|s| s.input.len()).sum();
+        // The rows are gathered into `normed`, which is free after the last layer.
+        let (x, mut kept) = (ws.x.rows(rows), ws.normed.rows_mut(ws.output_rows));
+        let (mut from, mut to) = (0, 0);
+        for seq in batch {
+            let end = from + seq.input.len();
+            for row in end - seq.output_rows()..end {
+                copy_row(x, row, &mut kept, to);
+                to += 1;
+            }
+            from = end;
+        }
+        self.final_norm.forward(cx, ws.normed.rows(ws.output_rows), ws.out.rows_mut(ws.output_rows));
+    }
+}
+
+impl Model for Decoder {
+    fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    fn activations(&self) -> DType {
+        self.activations
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    fn forward(&self, cx: &OpCx<'_>, ws: &mut Workspace, batch: &mut [Sequence]) {
+        let rows: usize = batch.iter().map(|s| s.input.len()).sum();
+        ws.plan.rebuild(batch.iter().map(|s| (s.kv.len(), s.input.len())), self.tile_tokens);
+        let angles = self.angles(cx, &mut ws.inv_freq, batch, rows);
+        self.embedding.forward(cx, batch.iter().flat_map(|s| &s.input), ws.x.rows_mut(rows));
+        for (i, layer) in self.layers.iter().enumerate() {
+            layer.forward(cx, i, ws, &angles, batch);
+        }
+        self.keep_outputs(cx, ws, batch);
+        for seq in batch {
+            let len = seq.kv.len() + seq.input.len();
+            seq.kv.set_len(len);
+            seq.input.clear();
+        }
+    }
+
+    fn logits(&self, cx: &OpCx<'_>, hidden: ActRef<'_>, logits: MatMut<'_, f32>) {
+        self.lm_head.forward(cx, hidden, logits);
+    }
+}
+
+fn copy_row(from: ActRef<'_>, row: usize, to: &mut ActMut<'_>, at: usize) {
+    match (from, to) {
+        (ActRef::F32(from), ActMut::F32(to)) => to.row_mut(at).copy_from_slice(from.row(row)),
+        (ActRef::Bf16(from), ActMut::Bf16(to)) => to.row_mut(at).copy_from_slice(from.row(row)),
+        _ => unreachable!("a workspace holds one type"),
+    }
+}

@@ -1,0 +1,130 @@
+//! Opening files that somebody else wrote: regular files only, sizes known before reading, and JSON that stays
+//! small in memory.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::ModelError;
+
+/// Marks (`,`, `:`, `[`, `{`) that a JSON text may hold before it is parsed into a tree. Each stands for at most one
+/// value, a value takes up to 130 bytes, and the configurations of real models have some hundred.
+const MAX_JSON_MARKS: usize = 1 << 16;
+
+/// Opens a regular file (or a link to one) and returns it with its length in bytes. A FIFO or a device would
+/// block or never end, so they are refused before they are opened.
+///
+/// # Errors
+/// There is no such file, it cannot be opened, or it is not a regular one.
+pub fn open_regular(path: &Path) -> Result<(File, u64), ModelError> {
+    let refuse = |meta: &std::fs::Metadata| {
+        let what = if meta.is_dir() { "is a directory" } else { "is a device, a pipe or a socket" };
+        ModelError::file(path, format!("{what}; it must be a regular file"))
+    };
+    let before = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?;
+    if !before.is_file() {
+        return Err(refuse(&before));
+    }
+    let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
+    let opened = file.metadata().map_err(|e| ModelError::io(path, e))?;
+    if !opened.is_file() {
+        return Err(refuse(&opened));
+    }
+    Ok((file, opened.len()))
+}
+
+/// Reads a whole regular file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`open_regular`], or the file is longer than `limit`.
+pub fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
+    let (file, len) = open_regular(path)?;
+    let too_long = |len: u64| ModelError::file(path, format!("has {len} bytes; at most {limit} are read"));
+    if len > limit {
+        return Err(too_long(len));
+    }
+    let mut bytes = Vec::with_capacity(len as usize);
+    // The file may grow between the two calls: the cap holds for what is read, too.
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| ModelError::io(path, e))?;
+    if bytes.len() as u64 > limit {
+        return Err(too_long(bytes.len() as u64));
+    }
+    Ok(bytes)
+}
+
+/// Refuses a JSON text whose tree of values would take far more memory than the text: a file of `[0,0,0,...]`
+/// becomes some forty times as large.
+///
+/// # Errors
+/// The text holds more than 65,536 commas, colons and opening brackets.
+pub fn check_json_size(path: &Path, json: &[u8]) -> Result<(), ModelError> {
+    let marks = json.iter().filter(|byte| b",:[{".contains(byte)).count();
+    if marks <= MAX_JSON_MARKS {
+        return Ok(());
+    }
+    Err(ModelError::file(path, format!("holds up to {marks} JSON values; at most {MAX_JSON_MARKS} are read")))
+}
+
+/// `text` on one line and cut to a length that fits a message: text from a file may be megabytes long, and its
+/// control characters would reach a terminal.
+pub fn clip(text: &str) -> String {
+    const MOST: usize = 240;
+    let mut clipped = String::new();
+    for (at, c) in text.chars().enumerate() {
+        if at == MOST {
+            clipped.push_str("...");
+            break;
+        }
+        if c.is_control() { clipped.extend(c.escape_default()) } else { clipped.push(c) }
+    }
+    clipped
+}
+
+/// Reads a whole text file of at most `limit` bytes.
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, ModelError> {
+    String::from_utf8(read_bytes(path, limit)?)
+        .map_err(|e| ModelError::file(path, format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_missing_files_and_long_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = open_regular(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("is a directory"), "{message}");
+        let gone = dir.path().join("gone.json");
+        assert!(matches!(open_regular(&gone), Err(ModelError::Io { .. })));
+        let file = dir.path().join("a.json");
+        std::fs::write(&file, "12345").unwrap();
+        assert_eq!(read_text(&file, 5).unwrap(), "12345");
+        let message = read_text(&file, 4).unwrap_err().to_string();
+        assert!(message.contains("a.json: has 5 bytes; at most 4"), "{message}");
+        std::fs::write(&file, [b'a', 0xff]).unwrap();
+        let message = read_text(&file, 4).unwrap_err().to_string();
+        assert!(message.contains("not UTF-8 at byte 1"), "{message}");
+        // A device without an end: the length says 0, and the type says no.
+        let message = read_text(Path::new("/dev/zero"), 4).unwrap_err().to_string();
+        assert!(message.contains("/dev/zero: is a device"), "{message}");
+    }
+
+    #[test]
+    fn a_json_text_of_too_many_values_is_refused() {
+        let path = Path::new("a.json");
+        let list = |n: usize| format!("[{}0]", "0,".repeat(n));
+        check_json_size(path, list(MAX_JSON_MARKS - 1).as_bytes()).unwrap();
+        let message = check_json_size(path, list(MAX_JSON_MARKS).as_bytes()).unwrap_err().to_string();
+        assert!(message.contains("a.json: holds up to 65537 JSON values; at most 65536"), "{message}");
+    }
+
+    #[test]
+    fn clipping_keeps_characters_whole_and_terminals_safe() {
+        assert_eq!(clip("short"), "short");
+        assert_eq!(clip("a\n\u{1b}[31m\u{9b}"), "a\\n\\u{1b}[31m\\u{9b}");
+        let clipped = clip(&"é".repeat(500));
+        assert_eq!(clipped.chars().count(), 243);
+        assert!(clipped.ends_with("é..."));
+    }
+}

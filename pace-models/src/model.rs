@@ -1,0 +1,31 @@
+//! [`Model`]: what the engine needs of a model.
+
+use pace_kernels::{ActRef, DType, MatMut};
+use pace_ops::OpCx;
+
+use crate::{DecoderSpec, Sequence, Workspace};
+
+/// A loaded model: weights and operators, no state of any sequence.
+pub trait Model: Send + Sync {
+    /// The model's shape.
+    fn spec(&self) -> &DecoderSpec;
+
+    /// The type of activations, and so of the [`Workspace`].
+    fn activations(&self) -> DType;
+
+    /// Bytes of packed weights.
+    fn weight_bytes(&self) -> usize;
+
+    /// Appends every sequence's `input` to its cache, clears it, and leaves the rows asked for by `outputs` in
+    /// [`Workspace::outputs`].
+    ///
+    /// # Panics
+    /// A cache has no room reserved for its input, or an id is beyond the vocabulary.
+    fn forward(&self, cx: &OpCx<'_>, ws: &mut Workspace, batch: &mut [Sequence]);
+
+    /// Logits `[rows, vocab]` of rows of [`Workspace::outputs`].
+    ///
+    /// # Panics
+    /// Shapes differ.
+    fn logits(&self, cx: &OpCx<'_>, hidden: ActRef<'_>, logits: MatMut<'_, f32>);
+}

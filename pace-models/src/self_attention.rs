@@ -1,0 +1,111 @@
+//! Self-attention of one layer: projection with RoPE, append to the cache, attention, output projection.
+
+use pace_kernels::{ActRef, Element, KV_BLOCK, MatRef};
+use pace_ops::{Attention, AttentionShape, KvBatch, KvCache, OpCx, OutProjection, QkvProjection, RopeAngles};
+
+use crate::arch::{LayerRole, Role};
+use crate::batch::{Sequence, Workspace};
+use crate::tensor_loader::TensorLoader;
+use crate::{DecoderSpec, ModelError};
+
+pub(crate) struct SelfAttention {
+    qkv: QkvProjection,
+    attention: Attention,
+    out: OutProjection,
+    shape: AttentionShape,
+}
+
+impl SelfAttention {
+    pub(crate) fn load(loader: &TensorLoader<'_>, layer: usize) -> Result<Self, ModelError> {
+        let spec = loader.spec;
+        let ops = loader.options.operators;
+        let roles = |roles: [LayerRole; 3]| roles.map(|role| Role::Layer(layer, role));
+        let weights = loader.matrix(&roles([LayerRole::Q, LayerRole::K, LayerRole::V]), spec.hidden)?;
+        let bias =
+            loader.bias(spec.qkv_bias, &roles([LayerRole::QBias, LayerRole::KBias, LayerRole::VBias]))?;
+        let shape = attention_shape(spec);
+        let out = loader.matrix(&[Role::Layer(layer, LayerRole::O)], spec.n_heads * spec.head_dim)?;
+        let out_bias = loader.bias(spec.out_bias, &[Role::Layer(layer, LayerRole::OBias)])?;
+        Ok(Self {
+            qkv: QkvProjection::new(
+                weights,
+                bias,
+                spec.n_heads,
+                spec.n_kv_heads,
+                spec.head_dim,
+                ops.qkv_projection,
+            )?,
+            attention: Attention::new(shape, ops.attention)?,
+            out: OutProjection::new(out, out_bias, ops.out_projection)?,
+            shape,
+        })
+    }
+
+    /// Adds the attention of the rows of `ws.normed` to the residual stream `ws.x`.
+    pub(crate) fn forward(
+        &self,
+        cx: &OpCx<'_>,
+        layer: usize,
+        ws: &mut Workspace,
+        angles: &RopeAngles<'_>,
+        batch: &mut [Sequence],
+    ) {
+        let rows = angles.tokens();
+        let q_cols = self.shape.n_heads * self.shape.head_dim;
+        self.qkv.forward(cx, ws.normed.rows(rows), angles, ws.qkv.rows_mut(rows));
+        let qkv = ws.qkv.rows(rows);
+        append(layer, &self.shape, qkv.cols_range(q_cols..qkv.cols()), batch);
+        let q = qkv.cols_range(0..q_cols);
+        self.attention.forward(cx, layer, &ws.plan, &Caches(batch), q, ws.attn.rows_mut(rows));
+        self.out.forward(cx, ws.attn.rows(rows), ws.x.rows_mut(rows));
+    }
+}
+
+/// The caches of a batch, as attention reads them.
+struct Caches<'a>(&'a [Sequence]);
+
+impl KvBatch for Caches<'_> {
+    fn cache(&self, seq: usize) -> &dyn KvCache {
+        self.0[seq].kv.as_ref()
+    }
+}
+
+/// The attention shape of every layer of `spec`.
+pub(crate) fn attention_shape(spec: &DecoderSpec) -> AttentionShape {
+    AttentionShape {
+        n_heads: spec.n_heads,
+        n_kv_heads: spec.n_kv_heads,
+        head_dim: spec.head_dim,
+        scale: 1.0 / (spec.head_dim as f32).sqrt(),
+    }
+}
+
+/// Appends the keys and values of the batch, `[rows, k heads | v heads]`, to the caches of `layer`.
+fn append(layer: usize, shape: &AttentionShape, kv: ActRef<'_>, batch: &mut [Sequence]) {
+    let mut first_row = 0;
+    for seq in batch {
+        let rows = first_row..first_row + seq.input.len();
+        first_row = rows.end;
+        match kv.rows_range(rows) {
+            ActRef::F32(m) => append_rows(layer, shape, m, seq.kv.as_mut()),
+            ActRef::Bf16(m) => append_rows(layer, shape, m, seq.kv.as_mut()),
+        }
+    }
+}
+
+fn append_rows<E: Element>(
+    layer: usize,
+    shape: &AttentionShape,
+    rows: MatRef<'_, E>,
+    cache: &mut dyn KvCache,
+) {
+    let (past, layout, d) = (cache.len(), cache.layout(), shape.head_dim);
+    for head in 0..shape.n_kv_heads {
+        let (k, v) = (head * d, (shape.n_kv_heads + head) * d);
+        for i in 0..rows.rows() {
+            let (row, position) = (rows.row(i), past + i);
+            let block = cache.block_mut(layer, head, position / KV_BLOCK);
+            layout.append(block, position % KV_BLOCK, &row[k..k + d], &row[v..v + d]);
+        }
+    }
+}

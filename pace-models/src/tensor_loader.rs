@@ -1,0 +1,173 @@
+//! [`TensorLoader`]: named tensors of a source to packed weights.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pace_kernels::{DType, PackError, PackedWeights, Par, WeightFormat};
+use pace_ops::OperatorConfig;
+
+use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
+use crate::weights::WeightSource;
+use crate::{DecoderSpec, ModelError};
+
+/// In which formats a model is kept, and which backends compute it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// The format of packed matrices.
+    pub weights: WeightFormat,
+    /// The type of activations: f32 or bf16.
+    pub activations: DType,
+    /// One backend per operator.
+    pub operators: OperatorConfig,
+}
+
+/// What loading needs at every step. `progress` is called with the number of weights just packed, from any thread.
+pub(crate) struct TensorLoader<'a> {
+    pub(crate) source: &'a dyn WeightSource,
+    pub(crate) arch: Architecture,
+    pub(crate) spec: &'a DecoderSpec,
+    pub(crate) options: LoadOptions,
+    pub(crate) par: Par<'a>,
+    pub(crate) progress: &'a (dyn Fn(usize) + Sync),
+}
+
+impl TensorLoader<'_> {
+    /// Packs the rows of `roles`, one below the other, into one `[n, k]` matrix.
+    pub(crate) fn matrix(&self, roles: &[Role], k: usize) -> Result<Arc<PackedWeights>, ModelError> {
+        let parts = self.parts(roles);
+        let n = parts.last().map_or(0, |p| p.rows.end);
+        let packed = PackedWeights::pack(self.options.weights, n, k, &self.par, |rows, out| {
+            for part in &parts {
+                let from = rows.start.max(part.rows.start);
+                let to = rows.end.min(part.rows.end);
+                if from < to {
+                    let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
+                    self.read_rows(part, from - part.rows.start, k, slice)?;
+                    part.look_for_weights(slice);
+                }
+            }
+            (self.progress)(out.len());
+            Ok(())
+        });
+        match packed {
+            Ok(weights) => {
+                parts.iter().try_for_each(|part| self.refuse_zeros(part))?;
+                Ok(Arc::new(weights))
+            }
+            Err(PackError::Fill(error)) => Err(error),
+            Err(PackError::OutOfMemory(e)) => {
+                let tensor = parts.first().map_or_else(String::new, |p| p.name.clone());
+                Err(ModelError::OutOfMemory { tensor, bytes: e.bytes })
+            }
+        }
+    }
+
+    /// The vectors of `roles`, one behind the other.
+    pub(crate) fn vector(&self, roles: &[Role]) -> Result<Vec<f32>, ModelError> {
+        let mut out = Vec::new();
+        for part in self.parts(roles) {
+            let start = out.len();
+            out.resize(start + part.rows.len(), 0.0);
+            if let Some(head_dim) = part.permuted_heads {
+                let mut stored = vec![0.0; part.rows.len()];
+                self.source.read_f32(&part.name, 0, &mut stored)?;
+                for (row, value) in out[start..].iter_mut().enumerate() {
+                    *value = stored[unpermute_row(row, head_dim)];
+                }
+            } else {
+                self.source.read_f32(&part.name, 0, &mut out[start..])?;
+            }
+            part.look_for_weights(&out[start..]);
+            self.refuse_zeros(&part)?;
+            (self.progress)(part.rows.len());
+        }
+        Ok(out)
+    }
+
+    /// The vectors of `roles` where the spec has them.
+    pub(crate) fn bias(&self, has: bool, roles: &[Role]) -> Result<Option<Vec<f32>>, ModelError> {
+        has.then(|| self.vector(roles)).transpose()
+    }
+
+    fn parts(&self, roles: &[Role]) -> Vec<Part> {
+        let naming = self.source.naming();
+        let mut first = 0;
+        roles
+            .iter()
+            .map(|&role| {
+                let name = self.arch.tensor_name(naming, role);
+                let rows = self.source.info(&name).and_then(|t| t.shape.first().copied()).unwrap_or(0);
+                let permuted = self.arch.permuted_qk(naming) && is_query_or_key(role);
+                first += rows;
+                Part {
+                    name,
+                    rows: first - rows..first,
+                    permuted_heads: permuted.then_some(self.spec.head_dim),
+                    has_weights: AtomicBool::new(may_be_zero(role)),
+                }
+            })
+            .collect()
+    }
+
+    /// A tensor of zeros is what remains of one that was never written.
+    fn refuse_zeros(&self, part: &Part) -> Result<(), ModelError> {
+        if part.has_weights.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let what = "holds nothing but zeros; the file is damaged or was never finished";
+        Err(ModelError::tensor(self.source.path(&part.name), part.name.as_str(), what))
+    }
+
+    /// Reads rows of `part` from its row `first` on into `out`, put back into HF's order where the file permuted
+    /// them.
+    fn read_rows(&self, part: &Part, first: usize, k: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        let Some(head_dim) = part.permuted_heads else {
+            return self.source.read_f32(&part.name, first * k, out);
+        };
+        for (i, row) in out.chunks_exact_mut(k).enumerate() {
+            self.source.read_f32(&part.name, unpermute_row(first + i, head_dim) * k, row)?;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor's place among the rows of a fused matrix.
+struct Part {
+    name: String,
+    rows: Range<usize>,
+    /// The head size, when the file interleaves the two halves of each head.
+    permuted_heads: Option<usize>,
+    /// Whether a number other than 0 has been seen, or need not be there.
+    has_weights: AtomicBool,
+}
+
+impl Part {
+    fn look_for_weights(&self, numbers: &[f32]) {
+        if numbers.iter().any(|&x| x != 0.0) {
+            self.has_weights.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+const fn is_query_or_key(role: Role) -> bool {
+    matches!(role, Role::Layer(_, LayerRole::Q | LayerRole::K | LayerRole::QBias | LayerRole::KBias))
+}
+
+/// Biases often are zero, and so are the two output projections of layers that were inserted to deepen a model
+/// (block expansion): such a layer starts as the identity.
+const fn may_be_zero(role: Role) -> bool {
+    match role {
+        Role::Embedding | Role::FinalNorm | Role::LmHead => false,
+        Role::Layer(_, part) => !matches!(
+            part,
+            LayerRole::AttnNorm
+                | LayerRole::Q
+                | LayerRole::K
+                | LayerRole::V
+                | LayerRole::FfnNorm
+                | LayerRole::Gate
+                | LayerRole::Up
+        ),
+    }
+}

@@ -1,0 +1,186 @@
+//! [`GgufFile`]: weights and metadata of a GGUF file, versions 2 and 3, little-endian; or of the several files of
+//! a model that is split.
+//!
+//! A file is read with positioned reads, never mapped: a file that shrinks underneath is an error and not a
+//! signal. Opening reads the header only; nothing in it is believed before it is checked against the size of
+//! the file. Rows are turned into f32 exactly as ggml does it; the permutation that llama.cpp's converter
+//! applied to the query and key rows is left to the caller.
+//! Source: the public specification of the format, in ggml's documentation.
+
+mod directory;
+mod metadata;
+mod quant;
+mod reader;
+mod split;
+mod value;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+pub use metadata::Metadata;
+pub use value::{Array, Value};
+
+use self::directory::{Directory, Extent};
+use self::quant::GgmlType;
+use self::reader::Fault;
+use self::split::Part;
+use super::{Naming, TensorInfo, WeightSource};
+use crate::ModelError;
+
+/// An open GGUF file, or all files of a model that is split (`NAME-00001-of-00003.gguf`).
+#[derive(Debug)]
+pub struct GgufFile {
+    metadata: Metadata,
+    shards: Vec<Shard>,
+    tensors: Vec<TensorInfo>,
+    /// Parallel to `tensors`.
+    places: Vec<Place>,
+    by_name: HashMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
+}
+
+/// Where a tensor's data lie.
+#[derive(Debug)]
+struct Place {
+    shard: usize,
+    extent: Extent,
+}
+
+impl GgufFile {
+    /// Opens `path` and reads its header. If it is a part of a split model, whichever, opens the other parts
+    /// beside it, too.
+    ///
+    /// Tensors of types that cannot be read, such as `IQ2_XS`, are listed; reading one is an error.
+    ///
+    /// # Errors
+    /// A file cannot be opened, is not a regular one, or its header is malformed; a part is missing, is not the
+    /// part that its name says, or contradicts the first one. The error names the file and the field or the
+    /// tensor.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let (Part { path, file, directory }, rest) = split::open(path)?;
+        let Directory { metadata, tensors, extents } = directory;
+        let (shards, places, by_name) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut model = Self { metadata, shards, tensors: Vec::new(), places, by_name };
+        model.add(Shard { path, file }, tensors, extents)?;
+        for Part { path, file, directory } in rest {
+            model.add(Shard { path, file }, directory.tensors, directory.extents)?;
+        }
+        Ok(model)
+    }
+
+    fn add(
+        &mut self,
+        shard: Shard,
+        tensors: Vec<TensorInfo>,
+        extents: Vec<Extent>,
+    ) -> Result<(), ModelError> {
+        for (info, extent) in tensors.into_iter().zip(extents) {
+            if let Some(at) = self.by_name.insert(info.name.clone(), self.tensors.len()) {
+                let other = self.shards[self.places[at].shard].path.display();
+                let what = format!("is also in {other}; it must be in one file");
+                return Err(ModelError::tensor(&shard.path, info.name, what));
+            }
+            self.tensors.push(info);
+            self.places.push(Place { shard: self.shards.len(), extent });
+        }
+        self.shards.push(shard);
+        Ok(())
+    }
+
+    /// The metadata, of the first file: architecture, hyperparameters, tokenizer.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The file, or the first of several.
+    pub fn file_path(&self) -> &Path {
+        self.metadata.path()
+    }
+
+    /// The place of `name` and how to dequantise it, once `len` elements from `start` on are known to be whole
+    /// rows of it.
+    fn find(&self, name: &str, start: usize, len: usize) -> Result<(&Place, quant::Dequantise), ModelError> {
+        let wrong = |what: String| ModelError::tensor(self.path(name), name, what);
+        let Some(&at) = self.by_name.get(name) else {
+            return Err(wrong("missing from the file".to_owned()));
+        };
+        let (info, place) = (&self.tensors[at], &self.places[at]);
+        let extent = &place.extent;
+        let Some(dequantise) = extent.kind.dequantise else {
+            let readable = GgmlType::readable();
+            return Err(wrong(format!("type {} cannot be read; these can: {readable}", extent.kind.name)));
+        };
+        let row = info.shape.last().copied().unwrap_or(1);
+        if !start.is_multiple_of(row) || !len.is_multiple_of(row) {
+            return Err(wrong(format!("{len} elements from {start} on are no whole rows of {row}")));
+        }
+        if start.checked_add(len).is_none_or(|end| end > extent.elements) {
+            return Err(wrong(format!("{len} elements from {start} on leave its shape {:?}", info.shape)));
+        }
+        Ok((place, dequantise))
+    }
+}
+
+impl WeightSource for GgufFile {
+    fn naming(&self) -> Naming {
+        Naming::Gguf
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).map(|&at| &self.tensors[at])
+    }
+
+    fn path(&self, name: &str) -> &Path {
+        match self.by_name.get(name) {
+            Some(&at) => &self.shards[self.places[at].shard].path,
+            None => self.file_path(),
+        }
+    }
+
+    fn read_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        let (&Place { shard, ref extent }, dequantise) = self.find(name, start, out.len())?;
+        let Shard { path, file } = &self.shards[shard];
+        let GgmlType { block_len, block_bytes, .. } = *extent.kind;
+        let bytes_of = |elements: usize| elements / block_len * block_bytes;
+        let step = CHUNK_BYTES / block_bytes * block_len;
+        let mut buffer = vec![0; bytes_of(step.min(out.len()))];
+        let mut done = start;
+        for part in out.chunks_mut(step) {
+            let bytes = &mut buffer[..bytes_of(part.len())];
+            let position = extent.start + bytes_of(done) as u64;
+            let read = file.read_exact_at(bytes, position);
+            read.map_err(|source| Fault::Io(source).in_tensor(path, name))?;
+            dequantise(bytes, part);
+            if let Some(at) = first_not_finite(part) {
+                let what = format!("element {} is {}; finite numbers are right", done + at, part[at]);
+                return Err(ModelError::tensor(path, name, what));
+            }
+            done += part.len();
+        }
+        Ok(())
+    }
+}
+
+/// Bytes read at a time: a temporary of every reading thread.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// The first NaN or infinity. The common answer, none, comes from a loop without branches.
+fn first_not_finite(numbers: &[f32]) -> Option<usize> {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let largest = numbers.iter().fold(0, |largest, x| (x.to_bits() & EXPONENT).max(largest));
+    if largest < EXPONENT { None } else { numbers.iter().position(|x| !x.is_finite()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! HF checkpoints: one `.safetensors` file, or several with an index.
+//!
+//! The header is read as hostile: bounded, streamed instead of held, every name, shape and offset checked before
+//! the file counts as open. Tensors are read with positioned reads into the caller's slice.
+
+mod dtype;
+mod header;
+mod index;
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
+use crate::ModelError;
+use crate::file::open_regular;
+
+use super::{Naming, TensorInfo, WeightSource};
+use dtype::Dtype;
+use header::Tensors;
+
+/// The one file of a checkpoint that is not sharded.
+const SINGLE: &str = "model.safetensors";
+/// The list of shards of a checkpoint that is.
+const INDEX: &str = "model.safetensors.index.json";
+/// Most bytes that one read asks for.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// An open checkpoint in safetensors format, with HF's tensor names.
+#[derive(Debug)]
+pub struct SafetensorsSource {
+    /// What was opened, a file or the index: for messages about tensors that no file has.
+    root: PathBuf,
+    shards: Vec<Shard>,
+    tensors: Tensors,
+    /// Positions in `tensors`, sorted by name.
+    by_name: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
+    /// Where the data section begins, in bytes.
+    data_start: u64,
+}
+
+impl SafetensorsSource {
+    /// Opens a model directory (with `model.safetensors`, else with `model.safetensors.index.json`) or one
+    /// `.safetensors` file, and checks all headers.
+    ///
+    /// # Errors
+    /// A file is missing, cannot be read, is not a regular file, or its header is malformed; a shard lacks a
+    /// tensor that the index places there, or two shards hold the same one.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let meta = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?;
+        if !meta.is_dir() {
+            return Self::open_files(path.to_path_buf(), vec![path.to_path_buf()]);
+        }
+        // A link whose target is gone is there, and its error should say so.
+        let holds = |file: &PathBuf| file.symlink_metadata().is_ok();
+        let (single, index) = (path.join(SINGLE), path.join(INDEX));
+        if holds(&single) {
+            return Self::open_files(single.clone(), vec![single]);
+        }
+        if !holds(&index) {
+            return Err(ModelError::file(path, format!("holds neither {SINGLE} nor {INDEX}")));
+        }
+        let listed = index::read(&index)?;
+        let shards = listed.shards.iter().map(|name| path.join(name)).collect();
+        let source = Self::open_files(index, shards)?;
+        source.check_index(&listed)?;
+        Ok(source)
+    }
+
+    fn open_files(root: PathBuf, paths: Vec<PathBuf>) -> Result<Self, ModelError> {
+        let mut tensors = Tensors::default();
+        let mut shards = Vec::with_capacity(paths.len());
+        for (shard, path) in (0..).zip(paths) {
+            let (file, len) = open_regular(&path)?;
+            let data_start = header::read(&path, &file, len, shard, &mut tensors)?;
+            shards.push(Shard { path, file, data_start });
+        }
+        let by_name = tensors.sorted_by_name();
+        let source = Self { root, shards, tensors, by_name };
+        source.check_unique()?;
+        Ok(source)
+    }
+
+    fn check_unique(&self) -> Result<(), ModelError> {
+        for pair in self.by_name.windows(2) {
+            let (first, second) = (pair[0] as usize, pair[1] as usize);
+            let name = &self.tensors.infos[first].name;
+            if *name != self.tensors.infos[second].name {
+                continue;
+            }
+            let (one, other) = (&self.shard(first).path, &self.shard(second).path);
+            let what = if one == other {
+                "appears twice in the header".to_owned()
+            } else {
+                format!("is also in {}; it must be in one shard", one.display())
+            };
+            return Err(ModelError::tensor(other, name, what));
+        }
+        Ok(())
+    }
+
+    fn check_index(&self, index: &index::Index) -> Result<(), ModelError> {
+        for (name, shard) in &index.map {
+            let path = &self.shards[usize::from(*shard)].path;
+            match self.find(name) {
+                Some(at) if self.tensors.places[at].shard == *shard => {}
+                Some(at) => {
+                    let here = self.shard(at).path.display();
+                    let what = format!("is in {here}, but {INDEX} places it here");
+                    return Err(ModelError::tensor(path, name, what));
+                }
+                None => {
+                    let what = format!("is missing, but {INDEX} places it here");
+                    return Err(ModelError::tensor(path, name, what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        let found =
+            self.by_name.binary_search_by(|&at| self.tensors.infos[at as usize].name.as_str().cmp(name));
+        found.ok().map(|at| self.by_name[at] as usize)
+    }
+
+    fn shard(&self, tensor: usize) -> &Shard {
+        &self.shards[usize::from(self.tensors.places[tensor].shard)]
+    }
+}
+
+impl WeightSource for SafetensorsSource {
+    fn naming(&self) -> Naming {
+        Naming::Hf
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors.infos
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.find(name).map(|at| &self.tensors.infos[at])
+    }
+
+    fn path(&self, name: &str) -> &Path {
+        self.find(name).map_or(&self.root, |at| &self.shard(at).path)
+    }
+
+    fn read_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        let fail = |what: String| ModelError::tensor(self.path(name), name, what);
+        let at = self.find(name).ok_or_else(|| fail("is missing".to_owned()))?;
+        let (shard, place) = (self.shard(at), &self.tensors.places[at]);
+        let size: usize = match place.dtype {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+            other => {
+                let what = format!("has type {}; only F32, F16 and BF16 are read", other.name());
+                return Err(fail(what));
+            }
+        };
+        let held = (place.end - place.begin) / size as u64;
+        let end = start.checked_add(out.len()).map(|end| end as u64);
+        if end.is_none_or(|end| end > held) {
+            let what = format!("has {held} elements; {} from {start} on were asked for", out.len());
+            return Err(fail(what));
+        }
+        let chunk = CHUNK_BYTES / size;
+        let mut halves = vec![0u16; if size == 2 { out.len().min(chunk) } else { 0 }];
+        let mut first = start;
+        for part in out.chunks_mut(chunk) {
+            let offset = shard.data_start + place.begin + (first * size) as u64;
+            read_part(&shard.file, offset, place.dtype, &mut halves, part).map_err(|e| match e.kind() {
+                ErrorKind::UnexpectedEof => {
+                    fail("ends too early: the file was changed or truncated".to_owned())
+                }
+                _ => ModelError::io(&shard.path, e),
+            })?;
+            if let Some(at) = first_not_finite(part) {
+                let what = format!("element {} is {}; weights must be finite", first + at, part[at]);
+                return Err(fail(what));
+            }
+            first += part.len();
+        }
+        Ok(())
+    }
+}
+
+/// Reads `out.len()` little-endian numbers at `offset` and widens them. `halves` is room for the 16-bit types.
+fn read_part(
+    file: &File,
+    offset: u64,
+    dtype: Dtype,
+    halves: &mut [u16],
+    out: &mut [f32],
+) -> std::io::Result<()> {
+    if dtype == Dtype::F32 {
+        file.read_exact_at(bytemuck::cast_slice_mut(out), offset)?;
+        for x in out {
+            *x = f32::from_bits(u32::from_le(x.to_bits()));
+        }
+        return Ok(());
+    }
+    let halves = &mut halves[..out.len()];
+    file.read_exact_at(bytemuck::cast_slice_mut(halves), offset)?;
+    for bits in &mut *halves {
+        *bits = u16::from_le(*bits);
+    }
+    if dtype == Dtype::F16 {
+        halves.reinterpret_cast::<half::f16>().convert_to_f32_slice(out);
+    } else {
+        for (x, bits) in out.iter_mut().zip(halves) {
+            *x = f32::from_bits(u32::from(*bits) << 16);
+        }
+    }
+    Ok(())
+}
+
+fn first_not_finite(numbers: &[f32]) -> Option<usize> {
+    // The fold has no early exit, so it becomes vector code; the search runs only once it is needed.
+    let all_finite = numbers.iter().fold(true, |all, x| all & x.is_finite());
+    if all_finite { None } else { numbers.iter().position(|x| !x.is_finite()) }
+}
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_hostile;
