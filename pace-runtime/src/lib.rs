@@ -1,1 +1,26 @@
-//! Placeholder, replaced in this session.
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+
+pub mod chat;
+pub mod config;
+mod engine;
+mod error;
+pub mod generation_config;
+pub mod kv_cache;
+mod loader;
+pub mod platform;
+mod request;
+pub mod sampler;
+mod scheduler;
+pub mod tokenizer;
+
+pub use pace_kernels::DType;
+pub use pace_ops::OperatorConfig;
+
+pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress};
+pub use error::{ErrorKind, RuntimeError};
+pub use loader::{FormatShare, ModelFiles, ModelRef};
+pub use request::{
+    Canceller, Finish, FinishReason, Request, Score, ScoreRequest, ScoreStream, ScoreUpdate, SequenceCache,
+    TokenEvent, TokenStream,
+};

@@ -1,0 +1,273 @@
+//! [`EngineHandle`]: a loaded model on its own threads, answering requests.
+//!
+//! The engine's thread is member 0 of the pool, so the memory that it packs and the scratch that it takes are
+//! touched first by the threads that use them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pace_kernels::{DType, Isa, IsaError, Kernels, Pool, Scratch, WeightFormat};
+use pace_models::{DecoderSpec, LoadOptions, Model};
+use pace_ops::{OpCx, OperatorConfig};
+
+use crate::kv_cache::KvCacheKind;
+use crate::platform::ThreadBudget;
+use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
+use crate::scheduler::{Generation, Goal, Scheduler, Scoring, Task, check_memory};
+use crate::tokenizer::Tokenizer;
+use crate::{ModelFiles, RuntimeError};
+
+/// How a model is loaded and run.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The CPUs to run on, one thread each.
+    pub cpus: Vec<usize>,
+    /// Whether threads are pinned to their CPU.
+    pub pin: bool,
+    /// The instruction sets to use.
+    pub isa: Isa,
+    /// Formats and operators.
+    pub load: LoadOptions,
+    /// The type of cached keys and values: f32 or bf16.
+    pub kv_dtype: DType,
+    /// How caches get their memory.
+    pub kv_cache: KvCacheKind,
+}
+
+impl EngineConfig {
+    /// Everything in `dtype` (f32 or bf16: weights, activations, keys and values), on `threads` threads of the
+    /// process's [`ThreadBudget`], at the tier that [`Isa::from_env`] allows. Threads are pinned when there is one
+    /// for each core that the process may use.
+    ///
+    /// # Errors
+    /// `PACE_ISA` asks for what there is not.
+    pub fn detect(dtype: DType, threads: Option<usize>) -> Result<Self, RuntimeError> {
+        let budget = ThreadBudget::detect(threads);
+        tracing::info!("{} threads: {}", budget.cpus.len(), budget.reason);
+        if budget.oversubscribed {
+            tracing::warn!(
+                "{} threads are more than there are cores for: {}",
+                budget.cpus.len(),
+                budget.reason
+            );
+        }
+        let (weights, activations) = match dtype {
+            DType::F32 => (WeightFormat::F32, DType::F32),
+            DType::F16 | DType::Bf16 => (WeightFormat::Bf16, DType::Bf16),
+        };
+        Ok(Self {
+            pin: budget.whole,
+            cpus: budget.cpus,
+            isa: Isa::from_env()?,
+            load: LoadOptions { weights, activations, operators: OperatorConfig::default() },
+            kv_dtype: activations,
+            kv_cache: KvCacheKind::default(),
+        })
+    }
+}
+
+/// Called while weights are packed with (weights done, weights in all), from any thread.
+pub type LoadProgress = Box<dyn Fn(usize, usize) + Send + Sync>;
+
+/// What an engine turned out to be.
+#[derive(Clone, Debug)]
+pub struct EngineInfo {
+    /// What the user called the model.
+    pub model: String,
+    /// The model's shape.
+    pub spec: DecoderSpec,
+    /// The instruction sets in use.
+    pub isa: Isa,
+    /// Threads.
+    pub threads: usize,
+    /// Threads that could be pinned to their CPU.
+    pub pinned: usize,
+    /// Reading and packing the weights.
+    pub load_time: Duration,
+    /// Bytes of packed weights.
+    pub weight_bytes: usize,
+}
+
+/// A running engine. Clones share it; the engine stops when the last one is dropped.
+#[derive(Clone)]
+pub struct EngineHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Taken when the last handle is dropped, which ends the engine's thread.
+    tasks: Mutex<Option<Sender<Task>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    stopping: Arc<AtomicBool>,
+    info: EngineInfo,
+    tokenizer: Option<Arc<Tokenizer>>,
+}
+
+impl EngineHandle {
+    /// Loads `files` on the engine's own threads and starts it. Blocks until the model is ready.
+    ///
+    /// # Errors
+    /// The model cannot be loaded, or does not fit the memory.
+    pub fn start(
+        files: &Arc<ModelFiles>,
+        config: EngineConfig,
+        progress: LoadProgress,
+    ) -> Result<Self, RuntimeError> {
+        let need = files.spec().weight_bytes(config.load.weights) as u64;
+        check_memory(need, || "packed weights".to_owned())?;
+        let (ready_tx, ready_rx) = channel();
+        let (tasks_tx, tasks_rx) = channel();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (stop, files_of_thread) = (Arc::clone(&stopping), Arc::clone(files));
+        let thread = std::thread::Builder::new()
+            .name("pace-engine".to_owned())
+            .spawn(move || run(&files_of_thread, &config, &progress, &ready_tx, &tasks_rx, &stop))
+            .map_err(|e| RuntimeError::Internal(format!("cannot start a thread: {e}")))?;
+        match ready_rx.recv() {
+            Ok(Ok(info)) => Ok(Self {
+                inner: Arc::new(Inner {
+                    tasks: Mutex::new(Some(tasks_tx)),
+                    thread: Mutex::new(Some(thread)),
+                    stopping,
+                    info,
+                    tokenizer: files.tokenizer().cloned(),
+                }),
+            }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(RuntimeError::Internal("the engine's thread died while loading".to_owned())),
+        }
+    }
+
+    /// What the engine turned out to be.
+    pub fn info(&self) -> &EngineInfo {
+        &self.inner.info
+    }
+
+    /// Queues a completion. `max_new_tokens` is cut to what the model's context leaves.
+    ///
+    /// # Errors
+    /// The prompt is empty, too long or holds ids beyond the vocabulary; a parameter is out of range; the engine
+    /// has stopped. Nothing has been computed then.
+    pub fn submit(&self, mut request: Request) -> Result<TokenStream, RuntimeError> {
+        let spec = self.spec();
+        request.check(spec)?;
+        if !request.stop.is_empty() && self.inner.tokenizer.is_none() {
+            return Err(RuntimeError::NoTokenizer { model: self.inner.info.model.clone() });
+        }
+        request.max_new_tokens = request.max_new_tokens.min(spec.max_positions - request.prompt.len());
+        let needed = request.prompt.len() + request.max_new_tokens;
+        let max_len = needed.max(request.ctx_size.unwrap_or(0));
+        let (events_tx, events) = channel();
+        let tokenizer = self.inner.tokenizer.as_ref();
+        let generation = Generation::new(&request, spec.vocab_size, tokenizer, events_tx)?;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let goal = Goal::Generate(Box::new(generation));
+        let mut task = Task::new(request.prompt, max_len, Arc::clone(&cancelled), goal);
+        task.reuse = request.reuse;
+        self.queue(task)?;
+        Ok(TokenStream { events, cancelled, done: false })
+    }
+
+    /// Queues a text to score.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn score(&self, request: ScoreRequest) -> Result<ScoreStream, RuntimeError> {
+        request.check(self.spec())?;
+        let (updates_tx, updates) = channel();
+        let n = request.tokens.len();
+        let scoring = Scoring::new(&request, updates_tx);
+        let cancelled = Arc::new(AtomicBool::new(false));
+        self.queue(Task::new(request.tokens, n, Arc::clone(&cancelled), Goal::Score(scoring)))?;
+        Ok(ScoreStream { updates, cancelled })
+    }
+
+    fn spec(&self) -> &DecoderSpec {
+        &self.inner.info.spec
+    }
+
+    fn queue(&self, task: Task) -> Result<(), RuntimeError> {
+        let tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.as_ref().ok_or(RuntimeError::Stopped)?.send(task).map_err(|_| RuntimeError::Stopped)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        drop(self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            // A panic of the engine's thread has been reported by the streams that it left behind.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The engine's thread: load, report, then step until every handle is gone.
+fn run(
+    files: &ModelFiles,
+    config: &EngineConfig,
+    progress: &LoadProgress,
+    ready: &Sender<Result<EngineInfo, RuntimeError>>,
+    tasks: &Receiver<Task>,
+    stopping: &AtomicBool,
+) {
+    let loaded = load(files, config, progress);
+    let (model, pool, kernels, info) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    let scratch = Scratch::new();
+    let cx = OpCx { kernels, par: pool.par(), scratch: &scratch };
+    let mut scheduler = Scheduler::new(model.as_ref(), config.kv_cache, config.kv_dtype);
+    if ready.send(Ok(info)).is_err() {
+        return;
+    }
+    while !stopping.load(Ordering::Relaxed) {
+        if scheduler.is_idle() {
+            let Ok(task) = tasks.recv() else { return };
+            scheduler.submit(task);
+        }
+        while let Ok(task) = tasks.try_recv() {
+            scheduler.submit(task);
+        }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| scheduler.step(model.as_ref(), &cx))) {
+            scheduler.fail_running(&panic_message(panic.as_ref()));
+        }
+    }
+}
+
+type Loaded = (Box<dyn Model>, Pool, Kernels, EngineInfo);
+
+fn load(files: &ModelFiles, config: &EngineConfig, progress: &LoadProgress) -> Result<Loaded, RuntimeError> {
+    let kernels = Kernels::new(config.isa).ok_or(IsaError::Unsupported(config.isa))?;
+    let pool = if config.pin { Pool::new(&config.cpus)? } else { Pool::unpinned(config.cpus.len())? };
+    if config.pin && !pool.pin_caller() {
+        tracing::warn!("the engine's thread cannot be pinned to CPU {}", config.cpus[0]);
+    }
+    let start = Instant::now();
+    let model = files.load(config.load, pool.par(), progress)?;
+    let info = EngineInfo {
+        model: files.name().to_owned(),
+        spec: model.spec().clone(),
+        isa: kernels.isa(),
+        threads: pool.threads(),
+        pinned: pool.pinned(),
+        load_time: start.elapsed(),
+        weight_bytes: model.weight_bytes(),
+    };
+    Ok((model, pool, kernels, info))
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a forward panicked".to_owned())
+}

@@ -1,0 +1,158 @@
+//! [`RuntimeError`]: what can go wrong between a request and its answer.
+
+use pace_kernels::{IsaError, PoolError};
+use pace_models::ModelError;
+use pace_ops::KvError;
+
+use crate::chat::ChatError;
+use crate::config::EnvError;
+use crate::generation_config::GenerationConfigError;
+use crate::sampler::{ParamError, SampleError};
+use crate::tokenizer::TokenizerError;
+
+/// An engine, a model or a request that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The tokenizer cannot be loaded, or refused its input.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template cannot be compiled or rendered.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// `generation_config.json` is malformed.
+    #[error(transparent)]
+    GenerationConfig(#[from] GenerationConfigError),
+    /// A sampling parameter is out of range.
+    #[error(transparent)]
+    Param(#[from] ParamError),
+    /// The model produced logits that no token can be drawn from.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// An environment variable has a value that means nothing.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// The CPU cannot run the tier asked for.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// The thread pool cannot be built.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The KV cache cannot grow.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// The prompt holds no token.
+    #[error("the prompt is empty: at least one token is needed")]
+    EmptyPrompt,
+    /// Prompt and answer do not fit the model's context.
+    #[error("the prompt has {prompt} tokens and {new} more were asked for, the context holds {max}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// New tokens asked for at the least.
+        new: usize,
+        /// The longest sequence.
+        max: usize,
+    },
+    /// `--ctx-size` beyond what the model was made for.
+    #[error("a context of {asked} tokens was asked for, the model was made for {max} at most")]
+    ContextTooLong {
+        /// Tokens asked for.
+        asked: usize,
+        /// The model's own maximum.
+        max: usize,
+    },
+    /// A token id that the model has no embedding for.
+    #[error("token {id} (position {position}) is beyond the vocabulary of {vocab} tokens")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Its index in the prompt.
+        position: usize,
+        /// Tokens that the model has.
+        vocab: usize,
+    },
+    /// Text was given, or asked for, and the model has no tokenizer.
+    #[error("{model} has no tokenizer: give token ids")]
+    NoTokenizer {
+        /// The model.
+        model: String,
+    },
+    /// A chat was asked for and the model has no template.
+    #[error("{model} has no chat template: use plain completion")]
+    NoChatTemplate {
+        /// The model.
+        model: String,
+    },
+    /// Weights and caches do not fit the memory that this process may use.
+    #[error("{need} bytes are needed ({terms}), {available} are available ({source_of_limit})")]
+    OutOfMemory {
+        /// Bytes needed.
+        need: u64,
+        /// What they are for.
+        terms: String,
+        /// Bytes available.
+        available: u64,
+        /// Where the limit comes from.
+        source_of_limit: String,
+    },
+    /// The engine has been stopped, or its thread died.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// A defect: a forward panicked. Other requests are not affected beyond the step.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// Whose fault an error is; decides a program's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request or the command line.
+    Usage,
+    /// The model's files.
+    Model,
+    /// Not enough memory or threads.
+    Resources,
+    /// The CPU lacks an instruction set.
+    Cpu,
+    /// A defect.
+    Internal,
+}
+
+impl RuntimeError {
+    /// Whose fault this is.
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Model(ModelError::OutOfMemory { .. })
+            | Self::Pool(_)
+            | Self::Kv(_)
+            | Self::OutOfMemory { .. } => ErrorKind::Resources,
+            Self::Model(ModelError::Op(_) | ModelError::UnknownRandomModel { .. }) => ErrorKind::Usage,
+            Self::Tokenizer(
+                TokenizerError::TextTooLong { .. }
+                | TokenizerError::Encode { .. }
+                | TokenizerError::Decode { .. }
+                | TokenizerError::EmptyStop,
+            )
+            | Self::Param(_)
+            | Self::Env(_)
+            | Self::EmptyPrompt
+            | Self::PromptTooLong { .. }
+            | Self::ContextTooLong { .. }
+            | Self::UnknownToken { .. }
+            | Self::NoTokenizer { .. }
+            | Self::NoChatTemplate { .. } => ErrorKind::Usage,
+            Self::Model(_)
+            | Self::Tokenizer(_)
+            | Self::GenerationConfig(_)
+            | Self::Chat(_)
+            | Self::Sample(_) => ErrorKind::Model,
+            Self::Isa(IsaError::Unknown(_)) => ErrorKind::Usage,
+            Self::Isa(_) => ErrorKind::Cpu,
+            Self::Stopped | Self::Internal(_) => ErrorKind::Internal,
+        }
+    }
+}

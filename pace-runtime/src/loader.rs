@@ -1,0 +1,263 @@
+//! [`ModelFiles`]: a model on disk, opened and checked but not yet read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pace_kernels::Par;
+use pace_models::config::HfConfig;
+use pace_models::weights::WeightSource;
+use pace_models::weights::gguf::{GgufFile, Metadata};
+use pace_models::weights::random::{RandomSource, random_spec};
+use pace_models::weights::safetensors::SafetensorsSource;
+use pace_models::{Architecture, Decoder, DecoderSpec, LoadOptions, Model, ModelError};
+
+use crate::chat::ChatTemplate;
+use crate::generation_config::GenerationConfig;
+use crate::tokenizer::Tokenizer;
+use crate::{LoadProgress, RuntimeError};
+
+/// The seed of `random:` models: the same weights every time.
+const RANDOM_SEED: u64 = 0x5eed;
+
+/// Where a model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelRef {
+    /// A directory in HF's layout.
+    Directory(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
+    /// A shape of the built-in list with seeded random weights.
+    Random(String),
+}
+
+/// A model's headers, configuration, tokenizer and chat template; its weights stay on disk until
+/// [`load`](Self::load).
+pub struct ModelFiles {
+    name: String,
+    architecture: Architecture,
+    spec: DecoderSpec,
+    source: Box<dyn WeightSource>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    chat_template: Option<ChatTemplate>,
+    generation: GenerationConfig,
+    eos: Vec<u32>,
+}
+
+/// How much of a model is stored in one format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormatShare {
+    /// The format, in the file's own spelling.
+    pub format: String,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Weights in it.
+    pub weights: usize,
+}
+
+impl ModelRef {
+    /// Reads what a user typed: `random:NAME`, a directory, or a file that ends in `.gguf`.
+    ///
+    /// # Errors
+    /// There is nothing at the path, or nothing that is a model.
+    pub fn parse(text: &str) -> Result<Self, RuntimeError> {
+        if let Some(name) = text.strip_prefix("random:") {
+            return Ok(Self::Random(name.to_owned()));
+        }
+        let path = PathBuf::from(text);
+        let meta = std::fs::metadata(&path).map_err(|e| ModelError::io(&path, e))?;
+        if meta.is_dir() {
+            return Ok(Self::Directory(path));
+        }
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Ok(Self::Gguf(path));
+        }
+        let what = "not a model: give a directory with config.json, a .gguf file or random:NAME";
+        Err(ModelError::file(&path, what).into())
+    }
+
+    /// Opens the model's tokenizer alone. A directory needs no more than `tokenizer.json` for it, and a GGUF file no
+    /// tensors.
+    ///
+    /// # Errors
+    /// The model has no tokenizer, or its files are malformed.
+    pub fn open_tokenizer(&self) -> Result<Arc<Tokenizer>, RuntimeError> {
+        let tokenizer = match self {
+            Self::Directory(dir) => Tokenizer::from_dir(dir)?,
+            Self::Gguf(path) => Tokenizer::from_gguf(GgufFile::open(path)?.metadata())?,
+            Self::Random(_) => None,
+        };
+        tokenizer.map(Arc::new).ok_or_else(|| RuntimeError::NoTokenizer { model: self.to_string() })
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) | Self::Gguf(path) => write!(f, "{}", path.display()),
+            Self::Random(name) => write!(f, "random:{name}"),
+        }
+    }
+}
+
+impl ModelFiles {
+    /// Opens a model: reads and checks headers, configuration, tokenizer and chat template.
+    ///
+    /// # Errors
+    /// A file is missing, malformed or contradicts another.
+    pub fn open(model: &ModelRef) -> Result<Self, RuntimeError> {
+        match model {
+            ModelRef::Directory(dir) => Self::open_directory(model.to_string(), dir),
+            ModelRef::Gguf(path) => Self::open_gguf(model.to_string(), path),
+            ModelRef::Random(name) => Self::open_random(model.to_string(), name),
+        }
+    }
+
+    /// Packs the weights on the threads of `par`.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen, unreadable or holds NaN or infinity; there is no memory.
+    pub fn load(
+        &self,
+        options: LoadOptions,
+        par: Par<'_>,
+        progress: &LoadProgress,
+    ) -> Result<Box<dyn Model>, RuntimeError> {
+        let (total, done) = (self.spec.parameters(), AtomicUsize::new(0));
+        let report = |n: usize| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
+        let source = self.source.as_ref();
+        Ok(Box::new(Decoder::load(source, self.architecture, &self.spec, options, par, &report)?))
+    }
+
+    /// What the user called the model.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The family.
+    pub const fn architecture(&self) -> Architecture {
+        self.architecture
+    }
+
+    /// The shape.
+    pub const fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// The tensors on disk.
+    pub fn source(&self) -> &dyn WeightSource {
+        self.source.as_ref()
+    }
+
+    /// The tokenizer, if the model has one.
+    pub const fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// The model has none.
+    pub fn require_tokenizer(&self) -> Result<&Arc<Tokenizer>, RuntimeError> {
+        self.tokenizer.as_ref().ok_or_else(|| RuntimeError::NoTokenizer { model: self.name.clone() })
+    }
+
+    /// The chat template, if the model has one.
+    pub const fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// The model has none.
+    pub fn require_chat_template(&self) -> Result<&ChatTemplate, RuntimeError> {
+        self.chat_template.as_ref().ok_or_else(|| RuntimeError::NoChatTemplate { model: self.name.clone() })
+    }
+
+    /// The model's own defaults for generation.
+    pub const fn generation_config(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Tokens that end an answer: what configuration, generation configuration and tokenizer name, united.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// How the weights are stored.
+    pub fn formats(&self) -> Vec<FormatShare> {
+        let mut shares = BTreeMap::<&str, (usize, usize)>::new();
+        for tensor in self.source.tensors() {
+            let share = shares.entry(&tensor.format).or_default();
+            share.0 += 1;
+            share.1 += tensor.shape.iter().product::<usize>();
+        }
+        let share = |(format, (tensors, weights)): (&str, _)| FormatShare {
+            format: format.to_owned(),
+            tensors,
+            weights,
+        };
+        shares.into_iter().map(share).collect()
+    }
+
+    fn open_directory(name: String, dir: &Path) -> Result<Self, RuntimeError> {
+        let config = HfConfig::read(dir)?;
+        let architecture = Architecture::from_hf(&config)?;
+        let spec = architecture.spec_from_hf(&config)?;
+        let source = SafetensorsSource::open(dir)?;
+        architecture.validate_shapes(&source, &spec)?;
+        let tokenizer = Tokenizer::from_dir(dir)?.map(Arc::new);
+        let chat_template = chat_template(tokenizer.as_deref())?;
+        let generation = GenerationConfig::read(dir)?.unwrap_or_default();
+        let config_eos = config.root().token_ids("eos_token_id")?;
+        let eos = unite([&config_eos, generation.eos_ids(), tokenizer_eos(tokenizer.as_deref())]);
+        let source = Box::new(source);
+        Ok(Self { name, architecture, spec, source, tokenizer, chat_template, generation, eos })
+    }
+
+    fn open_gguf(name: String, path: &Path) -> Result<Self, RuntimeError> {
+        let file = GgufFile::open(path)?;
+        let metadata: &Metadata = file.metadata();
+        let architecture = Architecture::from_gguf(metadata)?;
+        let spec = architecture.spec_from_gguf(metadata, &file)?;
+        architecture.validate_shapes(&file, &spec)?;
+        let tokenizer = Tokenizer::from_gguf(metadata)?.map(Arc::new);
+        let chat_template = chat_template(tokenizer.as_deref())?;
+        let eos = unite([tokenizer_eos(tokenizer.as_deref())]);
+        let generation = GenerationConfig::default();
+        let source = Box::new(file);
+        Ok(Self { name, architecture, spec, source, tokenizer, chat_template, generation, eos })
+    }
+
+    fn open_random(name: String, shape: &str) -> Result<Self, RuntimeError> {
+        let spec = random_spec(shape)?;
+        Ok(Self {
+            name,
+            architecture: Architecture::Llama,
+            source: Box::new(RandomSource::new(&spec, RANDOM_SEED)),
+            spec,
+            tokenizer: None,
+            chat_template: None,
+            generation: GenerationConfig::default(),
+            eos: Vec::new(),
+        })
+    }
+}
+
+fn chat_template(tokenizer: Option<&Tokenizer>) -> Result<Option<ChatTemplate>, RuntimeError> {
+    Ok(tokenizer.map(ChatTemplate::from_tokenizer).transpose()?.flatten())
+}
+
+fn tokenizer_eos(tokenizer: Option<&Tokenizer>) -> &[u32] {
+    tokenizer.map_or(&[], Tokenizer::eos)
+}
+
+fn unite<const N: usize>(lists: [&[u32]; N]) -> Vec<u32> {
+    let mut all = lists.concat();
+    all.sort_unstable();
+    all.dedup();
+    all
+}

@@ -1,0 +1,277 @@
+//! What this process may use of its machine: CPUs for threads, memory for weights and KV.
+
+pub mod affinity;
+pub mod cgroup;
+pub mod topology;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use cgroup::CgroupLimits;
+use topology::{Cpu, Topology};
+
+/// The CPUs that a pool's threads go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThreadBudget {
+    /// One CPU number per thread, in the order in which threads take them; never empty. Numbers repeat when more
+    /// threads were asked for than there are CPUs.
+    pub cpus: Vec<usize>,
+    /// There are more threads than usable physical cores or than the CPU quota lets run at once.
+    pub oversubscribed: bool,
+    /// There is one thread for each core that the process may use. Only then is pinning safe: two processes that
+    /// each take a part would both pin to the same first cores.
+    pub whole: bool,
+    /// Why there are so many threads, for logs and warnings.
+    pub reason: String,
+}
+
+impl ThreadBudget {
+    /// The budget of this process on this machine; see [`thread_budget`].
+    pub fn detect(requested: Option<usize>) -> Self {
+        let quota = CgroupLimits::detect().cpu_quota;
+        thread_budget(&Topology::detect(), &affinity::process_affinity(), quota, requested)
+    }
+}
+
+/// Chooses the CPUs for a pool.
+///
+/// `affinity` holds the CPU numbers on which the process may run (empty: unknown, all), `quota` CPUs' worth of time
+/// per wall time. Without `requested`, one thread per usable physical core, at most the quota rounded down, at least
+/// one. `requested` threads are granted whatever the machine has (0 counts as 1): physical cores first, then their
+/// SMT siblings, then the same CPUs again. Cores come in the order package, node, L3, so that few threads are close.
+pub fn thread_budget(
+    topology: &Topology,
+    affinity: &[usize],
+    quota: Option<f64>,
+    requested: Option<usize>,
+) -> ThreadBudget {
+    let usable = usable_cpus(topology, affinity);
+    let (order, cores) = cores_before_siblings(&usable);
+    // Rounding down: a thread that the quota stops mid-step stops all that wait for it at the next barrier.
+    let by_quota = quota.map_or(usize::MAX, |quota| (quota.floor() as usize).max(1));
+    let limit = cores.min(by_quota);
+    let threads = requested.unwrap_or(limit).max(1);
+    let mut reason = match requested {
+        Some(_) => format!("{threads} requested; {cores} usable physical cores"),
+        None => format!("{cores} usable physical cores"),
+    };
+    if let Some(quota) = quota {
+        reason.push_str(&format!(", CPU quota {quota:.2}"));
+    }
+    let cpus = order.iter().copied().cycle().take(threads).collect();
+    ThreadBudget {
+        cpus,
+        oversubscribed: threads > limit,
+        whole: threads == cores && threads <= limit,
+        reason,
+    }
+}
+
+/// How much memory this process may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// Bytes: the smaller of physical memory and the control group's limit.
+    pub bytes: u64,
+    /// Bytes that can still be taken now without swapping or hitting the limit.
+    pub available: u64,
+    /// What sets the limit: `physical memory` or the control group's file.
+    pub source: String,
+}
+
+impl MemoryLimit {
+    /// The limit of this process; `None` when the system tells nothing.
+    pub fn detect() -> Option<Self> {
+        Self::from_root(Path::new("/"))
+    }
+
+    /// The limit read below `root`, the directory that holds `proc` and `sys`.
+    pub fn from_root(root: &Path) -> Option<Self> {
+        let meminfo = fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
+        let machine = meminfo_bytes(&meminfo, "MemTotal").map(|bytes| {
+            let available = meminfo_bytes(&meminfo, "MemAvailable").unwrap_or(bytes).min(bytes);
+            Self { bytes, available, source: "physical memory".to_owned() }
+        });
+        let group = CgroupLimits::from_root(root).memory.map(|memory| Self {
+            bytes: memory.limit,
+            available: memory.limit.saturating_sub(memory.used),
+            source: memory.file.display().to_string(),
+        });
+        match (machine, group) {
+            (Some(machine), Some(group)) => {
+                let available = machine.available.min(group.available);
+                let tighter = if group.bytes < machine.bytes { group } else { machine };
+                Some(Self { available, ..tighter })
+            }
+            (machine, group) => machine.or(group),
+        }
+    }
+}
+
+/// Online CPUs in the affinity mask. Sources that contradict each other or say nothing leave the mask alone, then
+/// all online CPUs, then CPU 0: there is always somewhere to run.
+fn usable_cpus(topology: &Topology, affinity: &[usize]) -> Vec<Cpu> {
+    let all = topology.cpus();
+    let allowed: Vec<Cpu> = all.iter().filter(|cpu| affinity.contains(&cpu.id)).cloned().collect();
+    match (allowed.is_empty(), affinity.is_empty(), all.is_empty()) {
+        (false, ..) => allowed,
+        (true, false, _) => Topology::flat(affinity).cpus().to_vec(),
+        (true, true, false) => all.to_vec(),
+        (true, true, true) => Topology::flat(&[0]).cpus().to_vec(),
+    }
+}
+
+/// The CPU numbers, one of each physical core before any second one, and the number of physical cores.
+fn cores_before_siblings(cpus: &[Cpu]) -> (Vec<usize>, usize) {
+    let mut threads_seen: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut keyed: Vec<_> = cpus
+        .iter()
+        .map(|cpu| {
+            let seen = threads_seen.entry(cpu.core()).or_default();
+            *seen += 1;
+            (*seen, cpu.package, cpu.node, cpu.l3, cpu.core(), cpu.id)
+        })
+        .collect();
+    keyed.sort_unstable();
+    (keyed.iter().map(|key| key.5).collect(), threads_seen.len())
+}
+
+/// A field of `/proc/meminfo`, which counts in KiB.
+fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::topology::fake::{Machine, Numbering, put};
+    use super::*;
+
+    /// Two sockets of an EPYC with two cores in each CCX, in mode NPS2.
+    const EPYC: Machine = Machine {
+        packages: 2,
+        nodes_per_package: 2,
+        l3_per_node: 2,
+        cores_per_l3: 2,
+        smt: 2,
+        numbering: Numbering::ThreadsLast,
+    };
+
+    fn read(machine: &Machine, offline: &[usize]) -> Topology {
+        let root = tempfile::tempdir().unwrap();
+        machine.write(root.path(), offline);
+        Topology::from_root(root.path())
+    }
+
+    fn all(cpus: usize) -> Vec<usize> {
+        (0..cpus).collect()
+    }
+
+    #[test]
+    fn default_is_one_thread_per_physical_core_in_every_shape() {
+        let shape = |nodes, smt, numbering| Machine {
+            nodes_per_package: nodes,
+            l3_per_node: 4 / nodes,
+            smt,
+            numbering,
+            ..EPYC
+        };
+        for machine in [
+            shape(1, 1, Numbering::ThreadsLast),
+            shape(1, 2, Numbering::PackagesInterleaved),
+            shape(2, 2, Numbering::ThreadsAdjacent),
+            shape(4, 1, Numbering::PackagesInterleaved),
+            shape(4, 2, Numbering::ThreadsLast),
+        ] {
+            let budget = thread_budget(&read(&machine, &[]), &all(64), None, None);
+            let in_order: Vec<usize> =
+                (0..2).flat_map(|package| (0..8).map(move |core| machine.cpu_id(package, core, 0))).collect();
+            assert_eq!(budget.cpus, in_order, "{machine:?}");
+            assert!(!budget.oversubscribed);
+        }
+    }
+
+    #[test]
+    fn quota_is_rounded_down_but_never_to_zero() {
+        let topology = read(&EPYC, &[]);
+        for (quota, threads) in [(0.5, 1), (1.5, 1), (2.0, 2), (3.99, 3), (1e9, 16)] {
+            let budget = thread_budget(&topology, &all(64), Some(quota), None);
+            assert_eq!(budget.cpus.len(), threads, "{quota}");
+            assert!(!budget.oversubscribed);
+            assert!(budget.reason.contains("quota"), "{}", budget.reason);
+        }
+    }
+
+    #[test]
+    fn affinity_and_offline_cpus_narrow_the_choice() {
+        let topology = read(&EPYC, &[1]);
+        // Core 0 with both threads, core 1 whose first thread is offline, core 8 by its second thread only.
+        let budget = thread_budget(&topology, &[0, 1, 16, 17, 24], None, None);
+        assert_eq!(budget.cpus, [0, 17, 24]);
+        let budget = thread_budget(&topology, &[0, 1, 16, 17, 24], None, Some(4));
+        assert_eq!(budget.cpus, [0, 17, 24, 16]);
+    }
+
+    #[test]
+    fn requests_are_granted_and_judged() {
+        let topology = Topology::flat(&[4, 5]);
+        let ask = |quota, requested| thread_budget(&topology, &[4, 5], quota, requested);
+        let judged = |quota, requested| {
+            let budget = ask(quota, requested);
+            (budget.cpus, budget.oversubscribed)
+        };
+        assert_eq!(judged(None, Some(0)), (vec![4], false));
+        assert_eq!(judged(None, Some(1)), (vec![4], false));
+        assert_eq!(judged(None, Some(2)), (vec![4, 5], false));
+        assert_eq!(judged(None, Some(5)), (vec![4, 5, 4, 5, 4], true));
+        assert_eq!(judged(Some(1.5), Some(2)), (vec![4, 5], true));
+        let reason = ask(Some(1.5), Some(3)).reason;
+        assert_eq!(reason, "3 requested; 2 usable physical cores, CPU quota 1.50");
+    }
+
+    #[test]
+    fn smt_siblings_count_as_oversubscription() {
+        let topology = read(&Machine { packages: 1, l3_per_node: 1, cores_per_l3: 1, ..EPYC }, &[]);
+        let budget = thread_budget(&topology, &all(4), None, Some(4));
+        assert_eq!((budget.cpus, budget.oversubscribed), (vec![0, 1, 2, 3], true));
+    }
+
+    #[test]
+    fn unknown_or_contradicting_sources_still_run_somewhere() {
+        let empty = Topology::flat(&[]);
+        assert_eq!(thread_budget(&empty, &[], None, None).cpus, [0]);
+        assert_eq!(thread_budget(&empty, &[7, 9], None, None).cpus, [7, 9]);
+        assert_eq!(thread_budget(&Topology::flat(&[1, 2]), &[], None, None).cpus, [1, 2]);
+        assert_eq!(thread_budget(&Topology::flat(&[1]), &[3], None, None).cpus, [3]);
+    }
+
+    #[test]
+    fn single_core_container() {
+        let budget = thread_budget(&read(&EPYC, &[]), &[23], Some(1.0), None);
+        assert_eq!(budget.cpus, [23]);
+        assert!(!ThreadBudget::detect(None).cpus.is_empty());
+    }
+
+    #[test]
+    fn memory_is_the_smaller_of_machine_and_group() {
+        let root = tempfile::tempdir().unwrap();
+        let proc = root.path().join("proc");
+        assert_eq!(MemoryLimit::from_root(root.path()), None);
+        put(&proc.join("meminfo"), "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  600 kB");
+        let limit = MemoryLimit::from_root(root.path()).expect("meminfo is there");
+        assert_eq!((limit.bytes, limit.available), (1_024_000, 614_400));
+        assert_eq!(limit.source, "physical memory");
+
+        put(&proc.join("self/cgroup"), "0::/");
+        put(&proc.join("self/mountinfo"), "1 2 0:1 / /cg rw - cgroup2 none rw");
+        put(&root.path().join("cg/memory.max"), "500000");
+        put(&root.path().join("cg/memory.current"), "100000");
+        let limit = MemoryLimit::from_root(root.path()).expect("both are there");
+        assert_eq!((limit.bytes, limit.available), (500_000, 400_000));
+        assert!(limit.source.ends_with("cg/memory.max"), "{}", limit.source);
+
+        put(&root.path().join("cg/memory.max"), "5000000");
+        let limit = MemoryLimit::from_root(root.path()).expect("both are there");
+        assert_eq!((limit.bytes, limit.available), (1_024_000, 614_400));
+    }
+}

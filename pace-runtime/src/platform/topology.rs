@@ -1,0 +1,417 @@
+//! Which CPUs are online and what they share: package, core, SMT siblings, L3 cache, NUMA node.
+//!
+//! Source: Linux sysfs, `/sys/devices/system/cpu` and `/sys/devices/system/node`. Every file may be missing (a
+//! container, an emulator, an old kernel): what is not said degrades to "each CPU is its own core, in package 0,
+//! on node 0, with an L3 cache shared by its package".
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// CPU numbers above this are not believed; Linux itself stops at 8192.
+const MAX_CPUS: usize = 1 << 16;
+
+/// One online CPU (a hardware thread) and its place in the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cpu {
+    /// The number that the kernel gives to this CPU.
+    pub id: usize,
+    /// The socket.
+    pub package: usize,
+    /// The core's number inside its package; neither dense nor unique across packages.
+    pub core_id: usize,
+    /// The online CPUs of the same physical core, itself included, ascending.
+    pub siblings: Vec<usize>,
+    /// The NUMA node whose memory is local.
+    pub node: usize,
+    /// The L3 group (CCX on EPYC), named by the lowest online CPU in it.
+    pub l3: usize,
+}
+
+impl Cpu {
+    /// A name for the physical core that is unique in the machine: the lowest online CPU in it.
+    pub fn core(&self) -> usize {
+        self.siblings.first().copied().unwrap_or(self.id)
+    }
+}
+
+/// The online CPUs of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topology {
+    cpus: Vec<Cpu>,
+}
+
+impl Topology {
+    /// Reads this machine's topology; empty when sysfs is not there.
+    pub fn detect() -> Self {
+        Self::from_root(Path::new("/"))
+    }
+
+    /// Reads the topology below `root`, the directory that holds `sys`.
+    pub fn from_root(root: &Path) -> Self {
+        let cpu_dir = root.join("sys/devices/system/cpu");
+        let online = online_cpus(&cpu_dir);
+        let nodes = nodes_by_cpu(&root.join("sys/devices/system/node"));
+        let mut cpus: Vec<Cpu> = online.iter().map(|&id| read_cpu(&cpu_dir, id, &online, &nodes)).collect();
+        group_cores_by_id(&cpu_dir, &mut cpus);
+        group_l3_by_package(&cpu_dir, &mut cpus);
+        Self { cpus }
+    }
+
+    /// A machine of which only the CPU numbers are known: each is its own core, all on node 0 behind one L3.
+    pub fn flat(ids: &[usize]) -> Self {
+        let mut ids = ids.to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        let l3 = ids.first().copied().unwrap_or(0);
+        let cpu = |id| Cpu { id, package: 0, core_id: id, siblings: vec![id], node: 0, l3 };
+        Self { cpus: ids.iter().copied().map(cpu).collect() }
+    }
+
+    /// The online CPUs, ascending by number.
+    pub fn cpus(&self) -> &[Cpu] {
+        &self.cpus
+    }
+
+    /// The online CPU with this number.
+    pub fn cpu(&self, id: usize) -> Option<&Cpu> {
+        self.cpus.binary_search_by_key(&id, |cpu| cpu.id).ok().map(|at| &self.cpus[at])
+    }
+}
+
+/// Reads the kernel's list notation (`0-3,8,10-11`) into ascending distinct numbers; `None` when it is malformed
+/// or names a CPU above 65535. An empty list is valid.
+pub fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',').filter(|part| !part.trim().is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last >= MAX_CPUS {
+            return None;
+        }
+        cpus.extend(first..=last);
+        if cpus.len() > MAX_CPUS {
+            return None;
+        }
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Some(cpus)
+}
+
+fn read_list(path: &Path) -> Option<Vec<usize>> {
+    parse_cpu_list(&fs::read_to_string(path).ok()?)
+}
+
+/// Reads a small number; the kernel writes -1 for "unknown", which counts as missing.
+fn read_number(path: &Path) -> Option<usize> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The numbers N of the entries `<prefix>N` of a directory, ascending.
+fn numbered_entries(dir: &Path, prefix: &str) -> Vec<usize> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut numbers: Vec<usize> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(prefix)?.parse().ok())
+        .filter(|&number| number < MAX_CPUS)
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+fn online_cpus(cpu_dir: &Path) -> Vec<usize> {
+    if let Some(online) = read_list(&cpu_dir.join("online")).filter(|online| !online.is_empty()) {
+        return online;
+    }
+    // CPU 0 of most machines cannot be taken offline and has no `online` file.
+    let is_online = |id: &usize| read_number(&cpu_dir.join(format!("cpu{id}/online"))) != Some(0);
+    numbered_entries(cpu_dir, "cpu").into_iter().filter(is_online).collect()
+}
+
+fn nodes_by_cpu(node_dir: &Path) -> BTreeMap<usize, usize> {
+    let mut nodes = BTreeMap::new();
+    for node in numbered_entries(node_dir, "node") {
+        for cpu in read_list(&node_dir.join(format!("node{node}/cpulist"))).unwrap_or_default() {
+            nodes.insert(cpu, node);
+        }
+    }
+    nodes
+}
+
+fn read_cpu(cpu_dir: &Path, id: usize, online: &[usize], nodes: &BTreeMap<usize, usize>) -> Cpu {
+    let dir = cpu_dir.join(format!("cpu{id}"));
+    let topology = dir.join("topology");
+    let siblings = ["core_cpus_list", "thread_siblings_list"]
+        .iter()
+        .find_map(|name| shared_list(&topology.join(name), id, online))
+        .unwrap_or_else(|| vec![id]);
+    Cpu {
+        id,
+        package: read_number(&topology.join("physical_package_id")).unwrap_or(0),
+        core_id: read_number(&topology.join("core_id")).unwrap_or(id),
+        siblings,
+        node: nodes.get(&id).copied().unwrap_or(0),
+        l3: l3_group(&dir.join("cache"), id, online).unwrap_or(id),
+    }
+}
+
+/// A list of CPUs that share something with `id`, without the offline ones; a list that leaves `id` out is wrong.
+fn shared_list(path: &Path, id: usize, online: &[usize]) -> Option<Vec<usize>> {
+    let mut list = read_list(path)?;
+    list.retain(|cpu| online.binary_search(cpu).is_ok());
+    list.contains(&id).then_some(list)
+}
+
+fn l3_group(cache_dir: &Path, id: usize, online: &[usize]) -> Option<usize> {
+    let is_l3 = |index: &usize| read_number(&cache_dir.join(format!("index{index}/level"))) == Some(3);
+    let index = numbered_entries(cache_dir, "index").into_iter().find(is_l3)?;
+    shared_list(&cache_dir.join(format!("index{index}/shared_cpu_list")), id, online)?.first().copied()
+}
+
+/// Where no sibling list exists, CPUs that name the same package, die and core are siblings.
+fn group_cores_by_id(cpu_dir: &Path, cpus: &mut [Cpu]) {
+    let mut cores: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();
+    let mut keys = Vec::new();
+    for cpu in cpus.iter() {
+        let topology = cpu_dir.join(format!("cpu{}/topology", cpu.id));
+        let has_list =
+            topology.join("core_cpus_list").exists() || topology.join("thread_siblings_list").exists();
+        let key = (!has_list && topology.join("core_id").exists())
+            .then(|| (cpu.package, read_number(&topology.join("die_id")).unwrap_or(0), cpu.core_id));
+        if let Some(key) = key {
+            cores.entry(key).or_default().push(cpu.id);
+        }
+        keys.push(key);
+    }
+    for (cpu, key) in cpus.iter_mut().zip(keys) {
+        if let Some(siblings) = key.and_then(|key| cores.get(&key)) {
+            cpu.siblings.clone_from(siblings);
+        }
+    }
+}
+
+/// Where the caches are not described, one L3 per package and node is the best guess.
+fn group_l3_by_package(cpu_dir: &Path, cpus: &mut [Cpu]) {
+    let mut lowest: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    for cpu in cpus.iter_mut() {
+        if !cpu_dir.join(format!("cpu{}/cache", cpu.id)).exists() {
+            cpu.l3 = *lowest.entry((cpu.package, cpu.node)).or_insert(cpu.id);
+        }
+    }
+}
+
+/// Machines written out as sysfs trees, for the tests of this module's users as well.
+#[cfg(test)]
+pub(crate) mod fake {
+    use std::fmt::Write as _;
+    use std::fs;
+    use std::path::Path;
+
+    /// How the firmware numbers the CPUs.
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) enum Numbering {
+        /// All first threads package by package, then all second threads: EPYC's usual order.
+        ThreadsLast,
+        /// Packages take turns (0, 2, 4... in package 0), and the second threads follow.
+        PackagesInterleaved,
+        /// Both threads of a core are neighbours (0 and 1).
+        ThreadsAdjacent,
+    }
+
+    /// The shape of a machine.
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) struct Machine {
+        pub(crate) packages: usize,
+        pub(crate) nodes_per_package: usize,
+        pub(crate) l3_per_node: usize,
+        pub(crate) cores_per_l3: usize,
+        pub(crate) smt: usize,
+        pub(crate) numbering: Numbering,
+    }
+
+    impl Machine {
+        pub(crate) fn cores_per_package(&self) -> usize {
+            self.nodes_per_package * self.l3_per_node * self.cores_per_l3
+        }
+
+        pub(crate) fn cpu_id(&self, package: usize, core: usize, thread: usize) -> usize {
+            let cores = self.packages * self.cores_per_package();
+            let in_order = package * self.cores_per_package() + core;
+            match self.numbering {
+                Numbering::ThreadsLast => thread * cores + in_order,
+                Numbering::PackagesInterleaved => thread * cores + core * self.packages + package,
+                Numbering::ThreadsAdjacent => in_order * self.smt + thread,
+            }
+        }
+
+        /// The CPUs of the given cores of a package, all threads.
+        fn threads_of(&self, package: usize, cores: std::ops::Range<usize>) -> Vec<usize> {
+            let mut ids: Vec<usize> = cores
+                .flat_map(|core| (0..self.smt).map(move |thread| self.cpu_id(package, core, thread)))
+                .collect();
+            ids.sort_unstable();
+            ids
+        }
+
+        /// Writes the tree below `root`; `offline` CPUs stay in the directory listing only, as the kernel does.
+        pub(crate) fn write(&self, root: &Path, offline: &[usize]) {
+            let system = root.join("sys/devices/system");
+            let online =
+                |ids: Vec<usize>| ids.into_iter().filter(|id| !offline.contains(id)).collect::<Vec<_>>();
+            let mut all = Vec::new();
+            for package in 0..self.packages {
+                for core in 0..self.cores_per_package() {
+                    for id in self.threads_of(package, core..core + 1) {
+                        fs::create_dir_all(system.join(format!("cpu/cpu{id}"))).unwrap();
+                        if offline.contains(&id) {
+                            put(&system.join(format!("cpu/cpu{id}/online")), "0");
+                            continue;
+                        }
+                        all.push(id);
+                        let first = core / self.cores_per_l3 * self.cores_per_l3;
+                        let l3 = online(self.threads_of(package, first..first + self.cores_per_l3));
+                        let dir = system.join(format!("cpu/cpu{id}"));
+                        put(&dir.join("topology/physical_package_id"), &package.to_string());
+                        put(&dir.join("topology/core_id"), &core.to_string());
+                        let siblings = online(self.threads_of(package, core..core + 1));
+                        put(&dir.join("topology/thread_siblings_list"), &list(&siblings));
+                        put(&dir.join("cache/index0/level"), "1");
+                        put(&dir.join("cache/index3/level"), "3");
+                        put(&dir.join("cache/index3/shared_cpu_list"), &list(&l3));
+                    }
+                }
+                let cores = self.l3_per_node * self.cores_per_l3;
+                for node in 0..self.nodes_per_package {
+                    let ids = online(self.threads_of(package, node * cores..(node + 1) * cores));
+                    let number = package * self.nodes_per_package + node;
+                    put(&system.join(format!("node/node{number}/cpulist")), &list(&ids));
+                }
+            }
+            put(&system.join("cpu/online"), &list(&all));
+        }
+    }
+
+    pub(crate) fn put(path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, format!("{text}\n")).unwrap();
+    }
+
+    fn list(ids: &[usize]) -> String {
+        ids.iter().fold(String::new(), |mut text, id| {
+            let comma = if text.is_empty() { "" } else { "," };
+            write!(text, "{comma}{id}").unwrap();
+            text
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::fake::{Machine, Numbering, put};
+    use super::*;
+
+    /// Two sockets of an EPYC with two cores in each CCX.
+    const EPYC: Machine = Machine {
+        packages: 2,
+        nodes_per_package: 1,
+        l3_per_node: 4,
+        cores_per_l3: 2,
+        smt: 2,
+        numbering: Numbering::ThreadsLast,
+    };
+
+    fn read(machine: &Machine, offline: &[usize]) -> Topology {
+        let root = tempfile::tempdir().unwrap();
+        machine.write(root.path(), offline);
+        Topology::from_root(root.path())
+    }
+
+    fn distinct(topology: &Topology, what: impl Fn(&Cpu) -> usize) -> usize {
+        topology.cpus().iter().map(what).collect::<BTreeSet<_>>().len()
+    }
+
+    #[test]
+    fn cpu_lists_are_read_or_refused() {
+        assert_eq!(parse_cpu_list("0-3,8,10-11\n"), Some(vec![0, 1, 2, 3, 8, 10, 11]));
+        assert_eq!(parse_cpu_list("5,1-2,2"), Some(vec![1, 2, 5]));
+        assert_eq!(parse_cpu_list("\n"), Some(vec![]));
+        for bad in ["3-1", "a", "1-", "-1", "0-4000000000", "99999999999999999999999", "1-2-3"] {
+            assert_eq!(parse_cpu_list(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn two_socket_epyc_in_every_nps_mode() {
+        for nodes in [1, 2, 4] {
+            let machine = Machine { nodes_per_package: nodes, l3_per_node: 4 / nodes, ..EPYC };
+            let topology = read(&machine, &[]);
+            assert_eq!(topology.cpus().len(), 32);
+            assert_eq!(distinct(&topology, Cpu::core), 16);
+            assert_eq!(distinct(&topology, |cpu| cpu.package), 2);
+            assert_eq!(distinct(&topology, |cpu| cpu.l3), 8);
+            assert_eq!(distinct(&topology, |cpu| cpu.node), 2 * nodes);
+            let last = topology.cpu(31).expect("CPU 31 is online");
+            assert_eq!((last.package, last.core_id, last.node), (1, 7, 2 * nodes - 1));
+            assert_eq!((last.siblings.as_slice(), last.l3), ([15, 31].as_slice(), 14));
+        }
+    }
+
+    #[test]
+    fn interleaved_and_adjacent_numbers() {
+        let topology = read(&Machine { numbering: Numbering::PackagesInterleaved, ..EPYC }, &[]);
+        let cpu = topology.cpu(3).expect("CPU 3 is online");
+        assert_eq!((cpu.package, cpu.core_id, cpu.node, cpu.l3), (1, 1, 1, 1));
+        assert_eq!(cpu.siblings, [3, 19]);
+        let topology = read(&Machine { numbering: Numbering::ThreadsAdjacent, ..EPYC }, &[]);
+        assert_eq!(topology.cpu(3).expect("CPU 3 is online").siblings, [2, 3]);
+    }
+
+    #[test]
+    fn offline_cpus_are_left_out_everywhere() {
+        let topology = read(&EPYC, &[0, 18]);
+        assert_eq!(topology.cpus().len(), 30);
+        assert!(topology.cpu(0).is_none());
+        let sibling = topology.cpu(16).expect("CPU 16 is online");
+        assert_eq!((sibling.siblings.as_slice(), sibling.l3), ([16].as_slice(), 1));
+        assert_eq!(topology.cpu(2).expect("CPU 2 is online").siblings, [2]);
+    }
+
+    #[test]
+    fn smt_off_has_one_cpu_a_core() {
+        let topology = read(&Machine { smt: 1, ..EPYC }, &[]);
+        assert_eq!(topology.cpus().len(), 16);
+        assert!(topology.cpus().iter().all(|cpu| cpu.siblings == [cpu.id]));
+    }
+
+    #[test]
+    fn missing_files_degrade() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(Topology::from_root(root.path()).cpus().is_empty());
+        put(&root.path().join("sys/devices/system/cpu/online"), "1-2");
+        let bare = Topology::from_root(root.path());
+        assert_eq!(bare.cpus().iter().map(Cpu::core).collect::<Vec<_>>(), [1, 2]);
+        assert!(bare.cpus().iter().all(|cpu| (cpu.package, cpu.node, cpu.l3) == (0, 0, 1)));
+        assert_eq!(bare, Topology::flat(&[2, 1, 1]));
+    }
+
+    #[test]
+    fn without_lists_the_numbers_of_core_and_cpu_directory_decide() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("sys/devices/system/cpu");
+        for (id, core) in [(0, 0), (1, 4), (2, 0), (3, 4)] {
+            put(&dir.join(format!("cpu{id}/topology/core_id")), &core.to_string());
+            put(&dir.join(format!("cpu{id}/topology/physical_package_id")), "0");
+        }
+        put(&dir.join("cpu3/online"), "0");
+        let topology = Topology::from_root(root.path());
+        assert_eq!(topology.cpus().iter().map(Cpu::core).collect::<Vec<_>>(), [0, 1, 0]);
+        assert_eq!(topology.cpu(1).expect("CPU 1 is online").siblings, [1]);
+    }
+
+    #[test]
+    fn this_machine_has_cpus_that_are_their_own_siblings() {
+        assert!(Topology::detect().cpus().iter().all(|cpu| cpu.siblings.contains(&cpu.id)));
+    }
+}

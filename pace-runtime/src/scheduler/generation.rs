@@ -1,0 +1,147 @@
+//! [`Generation`]: from logits to tokens, text and the reason to stop.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use pace_ops::KvCache;
+
+use crate::RuntimeError;
+use crate::request::{Finish, FinishReason, Request, SequenceCache, TokenEvent};
+use crate::sampler::Sampler;
+use crate::tokenizer::{StopStrings, TextStream, Tokenizer};
+
+/// How a request ran, whatever came of it.
+pub(crate) struct Run {
+    pub(crate) prompt: Vec<u32>,
+    /// Tokens of the prompt that were in a reused cache.
+    pub(crate) reused: usize,
+    pub(crate) started: Option<Instant>,
+    pub(crate) prefill_steps: usize,
+}
+
+/// An answer in the making.
+pub(crate) struct Generation {
+    sampler: Sampler,
+    text: Option<TextStream>,
+    stop: StopStrings,
+    eos: Vec<u32>,
+    max_new_tokens: usize,
+    events: Sender<TokenEvent>,
+    /// The new tokens.
+    made: Vec<u32>,
+    /// When the logits of the prompt's last token were there, and when the newest token was.
+    prompt_done: Option<Instant>,
+    last_made: Option<Instant>,
+    ended: Option<FinishReason>,
+    failed: Option<RuntimeError>,
+}
+
+impl Generation {
+    /// # Errors
+    /// A stop text is empty or a sampling parameter out of range.
+    pub(crate) fn new(
+        request: &Request,
+        vocab: usize,
+        tokenizer: Option<&Arc<Tokenizer>>,
+        events: Sender<TokenEvent>,
+    ) -> Result<Self, RuntimeError> {
+        Ok(Self {
+            sampler: Sampler::new(&request.sampling, &request.prompt, vocab, &request.eos)?,
+            text: tokenizer.map(|t| TextStream::new(Arc::clone(t), true)),
+            stop: StopStrings::new(request.stop.clone())?,
+            eos: request.eos.clone(),
+            max_new_tokens: request.max_new_tokens,
+            events,
+            made: Vec::new(),
+            prompt_done: None,
+            last_made: None,
+            ended: None,
+            failed: None,
+        })
+    }
+
+    /// The token that the next forward feeds.
+    pub(crate) fn last_token(&self) -> Option<u32> {
+        self.made.last().copied()
+    }
+
+    /// Whether another token is to be made.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.ended.is_none() && self.failed.is_none() && self.made.len() < self.max_new_tokens
+    }
+
+    /// Draws a token from `logits`. True when it was the last one.
+    pub(crate) fn take_logits(&mut self, logits: &mut [f32]) -> bool {
+        self.prompt_done.get_or_insert_with(Instant::now);
+        if let Err(error) = self.draw(logits) {
+            self.failed = Some(error);
+        }
+        self.last_made = Some(Instant::now());
+        !self.wants_more()
+    }
+
+    pub(crate) fn fail(self, error: RuntimeError) {
+        let _ = self.events.send(TokenEvent::Failed(error));
+    }
+
+    /// Sends the last event, the sequence's cache with it.
+    pub(crate) fn finish(mut self, run: Run, kv: Box<dyn KvCache>, owner: &Arc<()>) {
+        if let Some(error) = self.failed.take() {
+            return self.fail(error);
+        }
+        let text = self.tail();
+        let full = self.made.len() == self.max_new_tokens;
+        let now = Instant::now();
+        let prompt_done = self.prompt_done.unwrap_or(now);
+        let usage = kv.usage();
+        let prompt_n = run.prompt.len();
+        let mut tokens = run.prompt;
+        tokens.extend_from_slice(&self.made);
+        tokens.truncate(kv.len());
+        let finish = Finish {
+            reason: self.ended.unwrap_or(if full { FinishReason::Length } else { FinishReason::Cancelled }),
+            text,
+            prompt_n,
+            reused_n: run.reused,
+            prompt_time: run.started.map_or(Duration::ZERO, |s| prompt_done - s),
+            predicted_n: self.made.len(),
+            predicted_time: self.last_made.map_or(Duration::ZERO, |t| t - prompt_done),
+            prefill_steps: run.prefill_steps,
+            kv: usage,
+            seed: self.sampler.seed(),
+            cache: Some(SequenceCache { tokens, kv, owner: Arc::clone(owner) }),
+        };
+        let _ = self.events.send(TokenEvent::Finished(finish));
+    }
+
+    fn draw(&mut self, logits: &mut [f32]) -> Result<(), RuntimeError> {
+        let id = self.sampler.sample(logits)?;
+        self.made.push(id);
+        let mut text = String::new();
+        if let Some(stream) = &mut self.text {
+            let result = self.stop.push(&stream.push(id)?);
+            text = result.emit;
+            if result.stopped {
+                self.ended = Some(FinishReason::Stop);
+            }
+        }
+        if self.eos.contains(&id) {
+            self.ended = Some(FinishReason::Stop);
+        }
+        if self.events.send(TokenEvent::Token { id, text }).is_err() {
+            self.ended = Some(FinishReason::Cancelled);
+        }
+        Ok(())
+    }
+
+    /// What was held back, unless a stop text was found.
+    fn tail(&mut self) -> String {
+        let Some(stream) = self.text.take() else { return String::new() };
+        let result = self.stop.push(&stream.finish());
+        if result.stopped {
+            self.ended = Some(FinishReason::Stop);
+        }
+        result.emit + &self.stop.flush()
+    }
+}

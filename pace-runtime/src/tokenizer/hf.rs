@@ -1,0 +1,148 @@
+//! A tokenizer from a HF model directory.
+
+use std::{fs::File, io::Read, path::Path};
+
+use serde_json::{Map, Value};
+
+use super::{
+    AddRule, Core, Specials, Tokenizer, TokenizerError, fault, guard, library::Library,
+    validate::TokenizerFile,
+};
+
+/// The largest `tokenizer.json`; vocabularies of 256 Ki tokens take about 35 MiB.
+const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+/// The largest `tokenizer_config.json`, which may list every added token.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// The largest `chat_template.jinja`.
+const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
+
+/// Loads the directory's tokenizer, if it has one.
+pub(super) fn load(dir: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
+    let path = dir.join("tokenizer.json");
+    let Some(json) = read(&path, MAX_TOKENIZER_BYTES)? else { return Ok(None) };
+    let (file, size) = TokenizerFile::parse(&json, &path)?;
+    let inner = guard::catch(|| tokenizers::Tokenizer::from_bytes(&json))
+        .map_err(|what| TokenizerError::File { path: path.clone(), what })?;
+    drop(json);
+    for token in file.added_tokens() {
+        let given = inner.token_to_id(&token.content);
+        if given != Some(token.id) && !token.content.is_empty() {
+            let given = given.map_or_else(|| "none".to_owned(), |id| id.to_string());
+            let what = format!(
+                "`{}` says id {}, but after the tokens before it its id is {given}",
+                token.content, token.id
+            );
+            return Err(fault(&path, "added_tokens", what));
+        }
+    }
+    let config_path = dir.join("tokenizer_config.json");
+    let config = Config::load(&config_path)?;
+    let specials = config.specials(&inner, file.post_processor.is_null())?;
+    let template = match read(&dir.join("chat_template.jinja"), MAX_TEMPLATE_BYTES)? {
+        Some(bytes) => Some(utf8(bytes, &dir.join("chat_template.jinja"))?),
+        None => config.chat_template()?,
+    };
+    let library = guard::catch(|| Library::new(inner)).map_err(|what| fault(&path, "truncation", what))?;
+    Tokenizer::build(Core::Library(Box::new(library)), size, specials, template, &path).map(Some)
+}
+
+/// `tokenizer_config.json`; empty where there is none.
+struct Config<'p> {
+    path: &'p Path,
+    fields: Map<String, Value>,
+}
+
+impl<'p> Config<'p> {
+    fn load(path: &'p Path) -> Result<Self, TokenizerError> {
+        let Some(bytes) = read(path, MAX_CONFIG_BYTES)? else { return Ok(Self { path, fields: Map::new() }) };
+        let fields = serde_json::from_slice(&bytes).map_err(|error| TokenizerError::File {
+            path: path.to_path_buf(),
+            what: format!("not a JSON object: {error}"),
+        })?;
+        Ok(Self { path, fields })
+    }
+
+    fn specials(&self, inner: &tokenizers::Tokenizer, flags_rule: bool) -> Result<Specials, TokenizerError> {
+        let bos = self.token("bos_token", inner)?;
+        let eos: Vec<u32> = self.token("eos_token", inner)?.into_iter().collect();
+        let (add_bos, add_eos) = (self.flag("add_bos_token")?, self.flag("add_eos_token")?);
+        let rule = match flags_rule {
+            true => AddRule::Flags { bos: add_bos, eos: add_eos },
+            false => AddRule::PostProcessor,
+        };
+        Ok(Specials { bos, eos, rule })
+    }
+
+    /// The id of a special token, given as a string or as an object with `content`.
+    fn token(&self, field: &str, inner: &tokenizers::Tokenizer) -> Result<Option<u32>, TokenizerError> {
+        let text = match self.fields.get(field) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(text)) => Some(text.as_str()),
+            Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
+            Some(_) => None,
+        };
+        let text =
+            text.ok_or_else(|| fault(self.path, field, "a string or an object with `content` is right"))?;
+        let id = inner.token_to_id(text);
+        if id.is_none() {
+            tracing::warn!(
+                "{}: `{field}` is `{text}`, which tokenizer.json does not know",
+                self.path.display()
+            );
+        }
+        Ok(id)
+    }
+
+    fn flag(&self, field: &str) -> Result<bool, TokenizerError> {
+        match self.fields.get(field) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => Err(fault(self.path, field, "true or false is right")),
+        }
+    }
+
+    /// The chat template: a string, or of a list of named ones the one called `default`, or the only one.
+    fn chat_template(&self) -> Result<Option<String>, TokenizerError> {
+        let wrong =
+            || fault(self.path, "chat_template", "a string, or a list of {\"name\", \"template\"} is right");
+        let named = match self.fields.get("chat_template") {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(template)) => return Ok(Some(template.clone())),
+            Some(Value::Array(named)) => named,
+            Some(_) => return Err(wrong()),
+        };
+        let mut default = None;
+        for entry in named {
+            let text = |key: &str| entry.get(key).and_then(Value::as_str).ok_or_else(wrong);
+            let (name, template) = (text("name")?, text("template")?);
+            if name == "default" || named.len() == 1 {
+                default = Some(template.to_owned());
+            }
+        }
+        Ok(default)
+    }
+}
+
+/// The bytes of a file of at most `limit` bytes; `None` if there is no such file.
+fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TokenizerError> {
+    let io = |source| TokenizerError::Io { path: path.to_path_buf(), source };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
+        let what = format!("larger than the {} KiB that are accepted", limit >> 10);
+        return Err(TokenizerError::File { path: path.to_path_buf(), what });
+    }
+    Ok(Some(bytes))
+}
+
+fn utf8(bytes: Vec<u8>, path: &Path) -> Result<String, TokenizerError> {
+    String::from_utf8(bytes).map_err(|error| TokenizerError::File {
+        path: path.to_path_buf(),
+        what: format!("not UTF-8: {error}"),
+    })
+}

@@ -1,0 +1,61 @@
+//! Every fixture against what HF transformers computes for it.
+
+mod common;
+
+use pace_kernels::DType;
+use pace_models::Architecture;
+use pace_runtime::Request;
+
+use common::{Case, config, fixtures, generate, model, score, start};
+
+/// |difference| of every log-probability that a case has, given and next.
+fn differences(case: &Case, engine: &pace_runtime::EngineHandle) -> Vec<f64> {
+    let got = score(engine, &case.prompt);
+    assert_eq!(got.logprobs.len(), case.logprobs.len());
+    assert_eq!(got.next.len(), case.next_logprobs.len());
+    let given =
+        got.logprobs.iter().zip(&case.logprobs).filter_map(|(a, b)| Some((a.as_ref()? - b.as_ref()?).abs()));
+    let next = got.next.iter().map(|&(id, logprob)| (logprob - case.next_logprobs[id as usize]).abs());
+    given.chain(next).collect()
+}
+
+#[test]
+fn f32_gives_the_log_probabilities_and_the_greedy_ids_of_transformers() {
+    for (dir, expected) in fixtures() {
+        let engine = start(&model(&dir, &expected), config(DType::F32, 2)).unwrap();
+        for case in &expected.cases {
+            let worst = differences(case, &engine).into_iter().fold(0.0, f64::max);
+            assert!(worst < 1e-3, "{}: a log-probability is off by {worst}", expected.name);
+            let request = Request {
+                prompt: case.prompt.clone(),
+                max_new_tokens: case.greedy.len(),
+                ..Request::default()
+            };
+            let (ids, _, finish) = generate(&engine, request).unwrap();
+            assert_eq!(ids, case.greedy, "{}", expected.name);
+            assert_eq!((finish.prompt_n, finish.prefill_steps), (case.prompt.len(), 1));
+        }
+    }
+}
+
+#[test]
+fn bf16_stays_close_to_transformers() {
+    for (dir, expected) in fixtures() {
+        let engine = start(&model(&dir, &expected), config(DType::Bf16, 2)).unwrap();
+        let all: Vec<f64> = expected.cases.iter().flat_map(|case| differences(case, &engine)).collect();
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        assert!(mean < 0.03, "{}: log-probabilities are off by {mean} on average", expected.name);
+        assert!(mean > 1e-6, "{}: bf16 was not used", expected.name);
+    }
+}
+
+#[test]
+fn every_architecture_has_a_fixture() {
+    let found: Vec<Architecture> = fixtures()
+        .iter()
+        .map(|(dir, e)| pace_runtime::ModelFiles::open(&model(dir, e)).unwrap().architecture())
+        .collect();
+    for architecture in Architecture::ALL {
+        assert!(found.contains(&architecture), "{} has no fixture", architecture.name());
+    }
+}
