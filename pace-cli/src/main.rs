@@ -1,1 +1,53 @@
-fn main() {}
+//! `pace-cli`: large language models on CPUs, from the command line.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod exit;
+mod hub;
+mod logging;
+mod output;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use pace_runtime::config::Env;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        // A hostile tokenizer.json can make its library panic; that becomes an error that names the file.
+        if !pace_runtime::tokenizer::panics_are_caught() {
+            usual(info);
+        }
+    }));
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let env = Env::read().map_err(pace_runtime::RuntimeError::from)?;
+    logging::init(env.log_level);
+    match cli.command {
+        Command::Generate(args) => commands::generate::run(&env, args),
+        Command::Chat(args) => commands::chat::run(&env, args),
+        Command::Score(args) => commands::score::run(&env, args),
+        Command::Tokenize(args) => commands::tokenize::run(&env, args),
+        Command::Detokenize(args) => commands::detokenize::run(&env, args),
+        Command::Info(args) => commands::info::run(&env, &args),
+        Command::Bench(args) => commands::bench::run(&env, args),
+        Command::Pull(args) => commands::pull::run(&env, &args),
+        Command::List(args) => commands::list::run(&env, &args),
+        Command::Show(args) => commands::show::run(&env, &args),
+        Command::Rm(args) => commands::rm::run(&env, &args),
+        Command::Completions(args) => commands::completions::run(&args),
+        Command::Man(args) => commands::man::run(&args),
+    }
+}

@@ -1,0 +1,17 @@
+//! One module a command.
+
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod detokenize;
+pub(crate) mod generate;
+pub(crate) mod info;
+pub(crate) mod list;
+pub(crate) mod man;
+pub(crate) mod pull;
+pub(crate) mod rm;
+pub(crate) mod score;
+pub(crate) mod show;
+pub(crate) mod tokenize;
+
+mod answer;

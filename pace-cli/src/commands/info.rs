@@ -1,0 +1,119 @@
+//! `pace-cli info`.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use pace_kernels::{DType, WeightFormat};
+use pace_models::{DecoderSpec, RopeScaling};
+use pace_runtime::ModelFiles;
+use pace_runtime::config::Env;
+use serde_json::{Value, json};
+
+use crate::args::{Format, InfoArgs};
+use crate::output::{self, bytes, count};
+use crate::session::open;
+
+/// Weights and cache as the default flags keep them.
+const WEIGHTS: WeightFormat = WeightFormat::Bf16;
+const KV: DType = DType::Bf16;
+
+pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
+    let files = open(env, args.model.as_deref())?;
+    match args.format {
+        Format::Json => output::json(&to_json(&files))?,
+        Format::Text => output::stream(&to_text(&files))?,
+    }
+    Ok(())
+}
+
+pub(crate) fn to_json(files: &ModelFiles) -> Value {
+    let spec = files.spec();
+    let formats: Vec<_> = files
+        .formats()
+        .into_iter()
+        .map(|f| json!({"format": f.format, "tensors": f.tensors, "weights": f.weights}))
+        .collect();
+    json!({
+        "model": files.name(),
+        "architecture": files.architecture().name(),
+        "parameters": spec.parameters(),
+        "vocab_size": spec.vocab_size,
+        "hidden": spec.hidden,
+        "layers": spec.n_layers,
+        "heads": spec.n_heads,
+        "kv_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "ffn": spec.ffn,
+        "context": spec.max_positions,
+        "activation": spec.activation.to_string(),
+        "norm_eps": spec.norm_eps,
+        "biases": {"qkv": spec.qkv_bias, "out": spec.out_bias, "mlp": spec.mlp_bias},
+        "tied_embeddings": spec.tied_embeddings,
+        "rope": {"theta": spec.rope.theta, "scaling": rope(spec)},
+        "formats": formats,
+        "memory": {
+            "weights_f32_bytes": spec.weight_bytes(WeightFormat::F32),
+            "weights_bf16_bytes": spec.weight_bytes(WEIGHTS),
+            "kv_bf16_bytes_per_token": spec.kv_bytes_per_token(KV),
+            "kv_f32_bytes_per_token": spec.kv_bytes_per_token(DType::F32),
+        },
+        "tokenizer": files.tokenizer().map(|t| json!({
+            "vocab_size": t.vocab_size(),
+            "bos": t.bos(),
+            "eos": files.eos(),
+        })),
+        "chat_template": files.chat_template().is_some(),
+    })
+}
+
+pub(crate) fn to_text(files: &ModelFiles) -> String {
+    let spec = files.spec();
+    let mut out = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<15}{value}");
+    };
+    row("model", files.name().to_owned());
+    row("architecture", files.architecture().name().to_owned());
+    row("parameters", count(spec.parameters()));
+    row("layers", spec.n_layers.to_string());
+    row("hidden", format!("{}, feed-forward {}", spec.hidden, spec.ffn));
+    row("heads", format!("{}, {} for keys and values, of {}", spec.n_heads, spec.n_kv_heads, spec.head_dim));
+    row("vocabulary", format!("{}{}", spec.vocab_size, if spec.tied_embeddings { ", tied" } else { "" }));
+    row("context", format!("{} tokens", spec.max_positions));
+    row("rope", format!("{}, base {}", rope(spec), spec.rope.theta));
+    for f in files.formats() {
+        row("stored as", format!("{}: {} tensors, {} weights", f.format, f.tensors, count(f.weights)));
+    }
+    let kv = spec.kv_bytes_per_token(KV);
+    row("memory, bf16", format!("{} of weights", bytes(spec.weight_bytes(WEIGHTS))));
+    row(
+        "",
+        format!(
+            "{} of KV cache a token, {} for the whole context",
+            bytes(kv),
+            bytes(kv * spec.max_positions)
+        ),
+    );
+    row("memory, f32", format!("{} of weights", bytes(spec.weight_bytes(WeightFormat::F32))));
+    row("tokenizer", tokenizer(files));
+    row("chat template", if files.chat_template().is_some() { "yes" } else { "none" }.to_owned());
+    out
+}
+
+fn tokenizer(files: &ModelFiles) -> String {
+    let Some(t) = files.tokenizer() else { return "none: works by token ids".to_owned() };
+    let name = |id: u32| format!("{id} {:?}", t.piece(id).unwrap_or_default());
+    let eos: Vec<String> = files.eos().iter().map(|&id| name(id)).collect();
+    let bos = t.bos().map_or_else(|| "none".to_owned(), name);
+    format!("{} tokens, begins with {bos}, ends with {}", t.vocab_size(), eos.join(", "))
+}
+
+fn rope(spec: &DecoderSpec) -> String {
+    match &spec.rope.scaling {
+        RopeScaling::Default => "default".to_owned(),
+        RopeScaling::Linear { factor } => format!("linear x{factor}"),
+        RopeScaling::Dynamic { factor, original_max } => format!("dynamic x{factor} beyond {original_max}"),
+        RopeScaling::Llama3 { factor, original_max, .. } => format!("llama3 x{factor} of {original_max}"),
+        RopeScaling::Factors { factors } => format!("{} factors from the file", factors.len()),
+    }
+}

@@ -1,0 +1,93 @@
+//! From a command line to a running engine.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use pace_runtime::config::Env;
+use pace_runtime::{EngineHandle, LoadProgress, ModelFiles, ModelRef, RuntimeError};
+
+use crate::args::EngineArgs;
+use crate::exit::Usage;
+use crate::hub::resolve;
+
+/// An opened model and the engine that runs it.
+pub(crate) struct Session {
+    pub(crate) files: Arc<ModelFiles>,
+    pub(crate) engine: EngineHandle,
+}
+
+impl Session {
+    /// Opens the model, checks what can be checked without its weights by `check`, and starts the engine.
+    pub(crate) fn start<T>(
+        env: &Env,
+        args: &EngineArgs,
+        check: impl FnOnce(&ModelFiles) -> Result<T>,
+    ) -> Result<(Self, T)> {
+        let config = args.config()?;
+        let files = Arc::new(open(env, args.model.as_deref())?);
+        let checked = check(&files)?;
+        let engine = EngineHandle::start(&files, config, load_progress())?;
+        tracing::info!(
+            "{}: {} weights on {} {} threads in {:.2} s",
+            files.name(),
+            HumanCount(files.spec().parameters() as u64),
+            engine.info().threads,
+            engine.info().isa,
+            engine.info().load_time.as_secs_f64()
+        );
+        Ok((Self { files, engine }, checked))
+    }
+}
+
+/// Opens the model that the user named, or the default one; a name that is not in a cache is fetched.
+pub(crate) fn open(env: &Env, model: Option<&str>) -> Result<ModelFiles> {
+    Ok(ModelFiles::open(&locate(env, model)?)?)
+}
+
+/// Where the model is that the user named, or the default one; a name that is not in a cache is fetched.
+pub(crate) fn locate(env: &Env, model: Option<&str>) -> Result<ModelRef> {
+    Ok(ModelRef::parse(&resolve(env, model)?)?)
+}
+
+/// The ids of `text` as the model's own rules begin and end it; special tokens in it count as such.
+pub(crate) fn encode(files: &ModelFiles, text: &str) -> Result<Vec<u32>> {
+    let ids = files.require_tokenizer()?.encode(text, true, true).map_err(RuntimeError::from)?;
+    Ok(ids)
+}
+
+/// A file's text, byte for byte; `-` is standard input.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return read_stdin();
+    }
+    std::fs::read_to_string(path).map_err(|e| Usage(format!("{}: {e}", path.display())).into())
+}
+
+/// All of standard input.
+pub(crate) fn read_stdin() -> Result<String> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(|e| Usage(format!("standard input: {e}")))?;
+    Ok(text)
+}
+
+/// A bar on stderr while weights are packed, if that is a terminal and takes a while.
+fn load_progress() -> LoadProgress {
+    if !std::io::stderr().is_terminal() {
+        return Box::new(|_, _| {});
+    }
+    let style = ProgressStyle::with_template("loading weights {bar:30} {percent:>3} %  {eta}");
+    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    Box::new(move |done, total| {
+        if bar.elapsed() > Duration::from_millis(300) {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
+        if done >= total {
+            bar.finish_and_clear();
+        }
+    })
+}
