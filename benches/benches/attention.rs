@@ -1,0 +1,84 @@
+//! `Attention` by every backend it has: a decode step over a long cache, and a prefill.
+
+// The harness's macros make undocumented items.
+#![allow(missing_docs)]
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pace_benches::{Bench, check, numbers};
+use pace_kernels::{ActMut, ActRef, DType, KV_BLOCK, KvLayout, MatMut, MatRef};
+use pace_ops::{Attention, AttentionPlan, AttentionShape, KvBatch, KvCache, Operator};
+use pace_runtime::kv_cache::{KvCacheKind, KvShape};
+
+const SHAPE: AttentionShape = AttentionShape { n_heads: 32, n_kv_heads: 8, head_dim: 64, scale: 0.125 };
+
+/// A batch of one sequence.
+struct One(Box<dyn KvCache>);
+
+impl KvBatch for One {
+    fn cache(&self, _: usize) -> &dyn KvCache {
+        self.0.as_ref()
+    }
+}
+
+/// Key or value row of a token: the same for every head.
+fn row(token: usize, which: u64) -> Vec<f32> {
+    numbers(token as u64 * 2 + which + 1, SHAPE.head_dim)
+}
+
+fn cache(tokens: usize) -> One {
+    let layout = KvLayout::new(DType::F32, SHAPE.head_dim);
+    let shape = KvShape { n_layers: 1, n_kv_heads: SHAPE.n_kv_heads, layout, max_len: tokens };
+    let mut cache = KvCacheKind::default().build(shape).expect("the bench's cache fits the memory");
+    for head in 0..SHAPE.n_kv_heads {
+        for t in 0..tokens {
+            let block = cache.block_mut(0, head, t / KV_BLOCK);
+            layout.append(block, t % KV_BLOCK, &row(t, 0), &row(t, 1));
+        }
+    }
+    cache.set_len(tokens);
+    One(cache)
+}
+
+/// What the query `q` of one head attends to among the first `visible` tokens, in f64.
+fn reference(q: &[f32], visible: usize) -> Vec<f64> {
+    let dot = |k: &[f32]| q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let scores: Vec<f64> = (0..visible).map(|t| dot(&row(t, 0)) * f64::from(SHAPE.scale)).collect();
+    let max = scores.iter().copied().fold(f64::MIN, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+    let mut out = vec![0.0; SHAPE.head_dim];
+    for (t, s) in scores.iter().enumerate() {
+        let p = (s - max).exp() / sum;
+        out.iter_mut().zip(row(t, 1)).for_each(|(o, v)| *o += p * f64::from(v));
+    }
+    out
+}
+
+fn attention(c: &mut Criterion) {
+    let bench = Bench::new();
+    let cols = SHAPE.n_heads * SHAPE.head_dim;
+    let mut group = c.benchmark_group("attention");
+    for (name, past, new) in [("decode@2048", 2047, 1), ("prefill512", 0, 512)] {
+        let kv = cache(past + new);
+        let q = numbers(7, new * cols);
+        let mut plan = AttentionPlan::default();
+        plan.rebuild([(past, new)].into_iter(), Attention::tile_tokens(&SHAPE));
+        for &backend in Operator::Attention.backends() {
+            let op = Attention::new(SHAPE, backend).expect("listed backends exist");
+            let mut out = vec![0.0; new * cols];
+            let mut run = || {
+                let (q, out) = (MatRef::new(&q, new, cols), MatMut::new(&mut out, new, cols));
+                op.forward(&bench.cx(), 0, &plan, &kv, ActRef::F32(q), ActMut::F32(out));
+            };
+            run();
+            group.throughput(Throughput::Elements(new as u64));
+            group.bench_function(format!("{backend}/f32/{name}"), |b| b.iter(&mut run));
+            let last = &q[(new - 1) * cols..][..SHAPE.head_dim];
+            let got = &out[(new - 1) * cols..][..SHAPE.head_dim];
+            check("attention", got, &reference(last, past + new), 1e-4);
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, attention);
+criterion_main!(benches);

@@ -1,0 +1,62 @@
+//! `Linear` by every backend it has: one row (decode), a few (batch) and many (prefill).
+
+// The harness's macros make undocumented items.
+#![allow(missing_docs)]
+
+use std::sync::Arc;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pace_benches::{Bench, check, numbers};
+use pace_kernels::{ActMut, ActRef, MatMut, MatRef, PackedWeights, WeightFormat};
+use pace_ops::{Linear, Operator};
+
+/// (rows, inputs, outputs)
+const SHAPES: [(usize, usize, usize); 4] =
+    [(1, 2048, 8192), (4, 2048, 8192), (16, 2048, 8192), (512, 2048, 2048)];
+
+fn pack(bench: &Bench, format: WeightFormat, weights: &[f32], n: usize, k: usize) -> Arc<PackedWeights> {
+    let packed = PackedWeights::pack(format, n, k, &bench.cx().par, |rows, out| {
+        out.copy_from_slice(&weights[rows.start * k..rows.end * k]);
+        Ok::<(), std::convert::Infallible>(())
+    });
+    Arc::new(packed.expect("the bench's weights fit the memory"))
+}
+
+/// Row 0 of the product in f64, with the weights as they are stored.
+fn reference(bench: &Bench, weights: &PackedWeights, a: &[f32]) -> Vec<f64> {
+    let mut row = vec![0.0; weights.k()];
+    let dot = |row: &[f32]| row.iter().zip(a).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+    (0..weights.n())
+        .map(|i| {
+            weights.row(i, &bench.cx().kernels, &mut row);
+            dot(&row)
+        })
+        .collect()
+}
+
+fn linear(c: &mut Criterion) {
+    let bench = Bench::new();
+    let mut group = c.benchmark_group("linear");
+    for (m, k, n) in SHAPES {
+        let (a, w) = (numbers(1, m * k), numbers(2, n * k));
+        for format in WeightFormat::ALL {
+            let packed = pack(&bench, format, &w, n, k);
+            for &backend in Operator::Linear.backends() {
+                let op = Linear::new(Arc::clone(&packed), None, backend).expect("listed backends exist");
+                let mut out = vec![0.0; m * n];
+                let mut run = || {
+                    let (a, out) = (MatRef::new(&a, m, k), MatMut::new(&mut out, m, n));
+                    op.forward(&bench.cx(), ActRef::F32(a), ActMut::F32(out));
+                };
+                run();
+                group.throughput(Throughput::Elements((2 * m * k * n) as u64));
+                group.bench_function(format!("{backend}/{format}/{m}x{k}x{n}"), |b| b.iter(&mut run));
+                check("linear", &out[..n], &reference(&bench, &packed, &a[..k]), 1e-5);
+            }
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, linear);
+criterion_main!(benches);
