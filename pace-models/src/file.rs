@@ -68,10 +68,14 @@ pub fn check_json_size(path: &Path, json: &[u8]) -> Result<(), ModelError> {
 /// `text` on one line and cut to a length that fits a message: text from a file may be megabytes long, and its
 /// control characters would reach a terminal.
 pub fn clip(text: &str) -> String {
-    const MOST: usize = 240;
+    clip_to(text, 240)
+}
+
+/// As [`clip`], for a text that may have `most` characters.
+pub fn clip_to(text: &str, most: usize) -> String {
     let mut clipped = String::new();
     for (at, c) in text.chars().enumerate() {
-        if at == MOST {
+        if at == most {
             clipped.push_str("...");
             break;
         }

@@ -95,7 +95,11 @@ fn json_that_is_no_header() {
             container(&format!("{{\"{}\":1}}", "n".repeat(MAX_NAME + 1)), &[]),
             "a name has 257 bytes",
         ),
-        ("name with an escape", container("{\"a\\u001b[31m\":1}", &[]), "the name \"a\\u{1b}[31m\" holds control"),
+        (
+            "name with an escape",
+            container("{\"a\\u001b[31m\":1}", &[]),
+            "the name \"a\\u{1b}[31m\" holds control",
+        ),
         (
             "name of 1 MiB",
             container(&format!("{{\"{}\":1}}", "n".repeat(1 << 20)), &[]),
@@ -300,7 +304,11 @@ fn indices_that_are_wrong() {
         ("shard below", map(r#"{"a":"sub/1.st"}"#), "`weight_map.a`: shard `sub/1.st` must be"),
         ("shard with a slash behind", map(r#"{"a":"1.st/"}"#), "`weight_map.a`: shard `1.st/` must be"),
         ("shard without a name", map(r#"{"a":""}"#), "`weight_map.a`: shard `` must be"),
-        ("shard with a zero byte", map("{\"a\":\"1\\u0000.st\"}"), "`weight_map.a`: the name \"1\\0.st\" holds control"),
+        (
+            "shard with a zero byte",
+            map("{\"a\":\"1\\u0000.st\"}"),
+            "`weight_map.a`: the name \"1\\0.st\" holds control",
+        ),
         ("too many shards", map(&many), "more than 512 shards"),
         ("deep", format!("{{\"metadata\":{deep}"), "index.json: "),
         ("text behind", map(r#"{"a":"1.st"}"#) + " x", "trailing characters"),

@@ -157,7 +157,7 @@ mod tests {
         }
         // `:-~` of the punctuation holds a to z, and the Chinese range holds the ideographic full stop.
         assert_eq!(words(PreKind::DeepseekLlm, "aя中文한 。  "), "a|я|中文한| |。|  ");
-        assert_eq!(words(PreKind::DeepseekCoder, "a中，b"), "a中|，|b");
+        assert_eq!(words(PreKind::DeepseekCoder, "a中，b"), "a|中|，|b");
         assert_eq!(words(PreKind::Falcon, "a`b"), "a|`|b");
     }
 
