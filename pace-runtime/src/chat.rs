@@ -12,6 +12,7 @@ mod strftime;
 use std::sync::{Arc, atomic::AtomicBool};
 
 use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
+use pace_models::file::clip_to;
 use serde_json::{Map, Value as Json};
 
 use self::message::to_value;
@@ -198,7 +199,8 @@ fn fault(error: &Error) -> ChatError {
         ErrorKind::InvalidOperation => error.detail().unwrap_or("invalid operation").to_owned(),
         kind => error.detail().map_or_else(|| kind.to_string(), |detail| format!("{kind}: {detail}")),
     };
-    ChatError::Template { line: error.line(), what }
+    // A template may quote a whole conversation.
+    ChatError::Template { line: error.line(), what: clip_to(&what, 800) }
 }
 
 #[cfg(test)]

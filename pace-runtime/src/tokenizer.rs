@@ -11,6 +11,7 @@ mod gguf;
 mod guard;
 mod hf;
 mod library;
+mod part;
 mod spm;
 mod stop;
 mod stream;
@@ -18,7 +19,7 @@ mod validate;
 
 use std::path::{Path, PathBuf};
 
-use pace_models::{ModelError, weights::gguf::Metadata};
+use pace_models::{ModelError, file::clip_to, weights::gguf::Metadata};
 
 use self::{library::Library, spm::Spm};
 
@@ -34,15 +35,7 @@ pub const MAX_TEXT_BYTES: usize = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
-    /// The operating system refused.
-    #[error("{path}: {source}", path = .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file is too large, or is not the JSON that it should be.
+    /// A file is not the JSON, or the text, that it should be.
     #[error("{path}: {what}", path = .path.display())]
     File {
         /// The file.
@@ -60,7 +53,7 @@ pub enum TokenizerError {
         /// What is wrong and what would be right.
         what: String,
     },
-    /// The GGUF metadata cannot be read.
+    /// A file cannot be opened or is no regular one, or the GGUF metadata cannot be read.
     #[error(transparent)]
     Metadata(#[from] ModelError),
     /// The text is longer than [`MAX_TEXT_BYTES`].
@@ -292,9 +285,15 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// A [`TokenizerError::Field`].
-fn fault(path: &Path, field: &str, what: impl Into<String>) -> TokenizerError {
-    TokenizerError::Field { path: path.to_path_buf(), field: field.to_owned(), what: what.into() }
+/// A [`TokenizerError::Field`]. What it quotes from the file is cut to a length that a message can have.
+fn fault(path: &Path, field: &str, what: impl AsRef<str>) -> TokenizerError {
+    let what = clip_to(what.as_ref(), 800);
+    TokenizerError::Field { path: path.to_path_buf(), field: field.to_owned(), what }
+}
+
+/// A [`TokenizerError::File`], cut likewise.
+fn file_fault(path: &Path, what: impl AsRef<str>) -> TokenizerError {
+    TokenizerError::File { path: path.to_path_buf(), what: clip_to(what.as_ref(), 800) }
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
 //! A tokenizer from a HF model directory.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{fmt, io, path::Path};
 
+use pace_models::{ModelError, file::read_bytes};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{
-    AddRule, Core, Specials, Tokenizer, TokenizerError, fault, guard, library::Library,
-    validate::TokenizerFile,
+    AddRule, Core, Specials, Tokenizer, TokenizerError, fault, file_fault, guard, library::Library,
+    part::Part, validate::TokenizerFile,
 };
 
 /// The largest `tokenizer.json`; vocabularies of 256 Ki tokens take about 35 MiB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// The largest `tokenizer_config.json`, which may list every added token.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// The largest `chat_template.jinja`.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
 
@@ -21,8 +23,8 @@ pub(super) fn load(dir: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
     let path = dir.join("tokenizer.json");
     let Some(json) = read(&path, MAX_TOKENIZER_BYTES)? else { return Ok(None) };
     let (file, size) = TokenizerFile::parse(&json, &path)?;
-    let inner = guard::catch(|| tokenizers::Tokenizer::from_bytes(&json))
-        .map_err(|what| TokenizerError::File { path: path.clone(), what })?;
+    let inner =
+        guard::catch(|| tokenizers::Tokenizer::from_bytes(&json)).map_err(|what| file_fault(&path, what))?;
     drop(json);
     for token in file.added_tokens() {
         let given = inner.token_to_id(&token.content);
@@ -37,7 +39,7 @@ pub(super) fn load(dir: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
     }
     let config_path = dir.join("tokenizer_config.json");
     let config = Config::load(&config_path)?;
-    let specials = config.specials(&inner, file.post_processor.is_null())?;
+    let specials = config.specials(&inner, !file.has_post_processor())?;
     let template = match read(&dir.join("chat_template.jinja"), MAX_TEMPLATE_BYTES)? {
         Some(bytes) => Some(utf8(bytes, &dir.join("chat_template.jinja"))?),
         None => config.chat_template()?,
@@ -55,11 +57,9 @@ struct Config<'p> {
 impl<'p> Config<'p> {
     fn load(path: &'p Path) -> Result<Self, TokenizerError> {
         let Some(bytes) = read(path, MAX_CONFIG_BYTES)? else { return Ok(Self { path, fields: Map::new() }) };
-        let fields = serde_json::from_slice(&bytes).map_err(|error| TokenizerError::File {
-            path: path.to_path_buf(),
-            what: format!("not a JSON object: {error}"),
-        })?;
-        Ok(Self { path, fields })
+        let fields: ConfigFields = serde_json::from_slice(&bytes)
+            .map_err(|error| file_fault(path, format!("not a JSON object: {error}")))?;
+        Ok(Self { path, fields: fields.0 })
     }
 
     fn specials(&self, inner: &tokenizers::Tokenizer, flags_rule: bool) -> Result<Specials, TokenizerError> {
@@ -123,26 +123,47 @@ impl<'p> Config<'p> {
     }
 }
 
+/// The fields of `tokenizer_config.json` that are used; the others are not kept.
+struct ConfigFields(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for ConfigFields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ConfigVisitor)
+    }
+}
+
+struct ConfigVisitor;
+
+impl<'de> Visitor<'de> for ConfigVisitor {
+    type Value = ConfigFields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<ConfigFields, A::Error> {
+        const USED: [&str; 5] = ["bos_token", "eos_token", "add_bos_token", "add_eos_token", "chat_template"];
+        let mut fields = Map::new();
+        while let Some(name) = entries.next_key::<String>()? {
+            if USED.contains(&name.as_str()) {
+                fields.insert(name, entries.next_value::<Part>()?.0);
+            } else {
+                entries.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(ConfigFields(fields))
+    }
+}
+
 /// The bytes of a file of at most `limit` bytes; `None` if there is no such file.
 fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TokenizerError> {
-    let io = |source| TokenizerError::Io { path: path.to_path_buf(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
-        let what = format!("larger than the {} KiB that are accepted", limit >> 10);
-        return Err(TokenizerError::File { path: path.to_path_buf(), what });
+    match read_bytes(path, limit) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(ModelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    Ok(Some(bytes))
 }
 
 fn utf8(bytes: Vec<u8>, path: &Path) -> Result<String, TokenizerError> {
-    String::from_utf8(bytes).map_err(|error| TokenizerError::File {
-        path: path.to_path_buf(),
-        what: format!("not UTF-8: {error}"),
-    })
+    String::from_utf8(bytes).map_err(|error| file_fault(path, format!("not UTF-8: {error}")))
 }

@@ -13,7 +13,7 @@ use serde::{
 };
 use serde_json::Value;
 
-use super::{TokenizerError, fault};
+use super::{TokenizerError, fault, file_fault, part::Part};
 
 /// Ids stay below this: far above any vocabulary, and far below what overflows.
 const MAX_ID: u32 = 1 << 24;
@@ -31,13 +31,13 @@ pub(super) struct TokenizerFile {
     #[serde(default)]
     added_tokens: Vec<AddedToken>,
     #[serde(default)]
-    normalizer: Value,
+    normalizer: Part,
     #[serde(default)]
-    pre_tokenizer: Value,
+    pre_tokenizer: Part,
     #[serde(default)]
-    pub(super) post_processor: Value,
+    post_processor: Part,
     #[serde(default)]
-    decoder: Value,
+    decoder: Part,
 }
 
 #[derive(Deserialize)]
@@ -70,10 +70,8 @@ struct Merge(String, String);
 impl TokenizerFile {
     /// Parses and checks `tokenizer.json`. The second value is one more than the largest id.
     pub(super) fn parse(json: &[u8], path: &Path) -> Result<(Self, usize), TokenizerError> {
-        let file: Self = serde_json::from_slice(json).map_err(|error| TokenizerError::File {
-            path: path.to_path_buf(),
-            what: format!("not a tokenizer file: {error}"),
-        })?;
+        let file: Self = serde_json::from_slice(json)
+            .map_err(|error| file_fault(path, format!("not a tokenizer file: {error}")))?;
         let mut size = file.check_model(path)?;
         file.check_added(path)?;
         for (field, part) in [
@@ -81,7 +79,7 @@ impl TokenizerFile {
             ("pre_tokenizer", &file.pre_tokenizer),
             ("decoder", &file.decoder),
         ] {
-            check_part(part).map_err(|what| fault(path, field, what))?;
+            check_part(&part.0).map_err(|what| fault(path, field, what))?;
         }
         for token in &file.added_tokens {
             size = size.max(index(token.id) + 1);
@@ -92,6 +90,11 @@ impl TokenizerFile {
     /// The tokens of `added_tokens`, whose ids the library may not honour.
     pub(super) fn added_tokens(&self) -> &[AddedToken] {
         &self.added_tokens
+    }
+
+    /// Whether the file says what surrounds a text.
+    pub(super) fn has_post_processor(&self) -> bool {
+        !self.post_processor.0.is_null()
     }
 
     fn check_model(&self, path: &Path) -> Result<usize, TokenizerError> {
@@ -212,6 +215,9 @@ fn check_part(part: &Value) -> Result<(), String> {
                 if let Some(regex) = fields.get("Regex").and_then(Value::as_str) {
                     check_regex(regex)?;
                 }
+                if let Some(map) = fields.get("precompiled_charsmap").and_then(Value::as_str) {
+                    check_charsmap(map)?;
+                }
                 if fields.get("type").and_then(Value::as_str) == Some("FixedLength")
                     && fields.get("length").and_then(Value::as_u64) == Some(0)
                 {
@@ -241,6 +247,54 @@ fn check_regex(regex: &str) -> Result<(), String> {
         return Err(format!("a regular expression repeats {product} times; at most {MAX_REGEX_REPEATS}"));
     }
     Ok(())
+}
+
+/// Checks a SentencePiece normalizer: base64 of a trie's length in bytes, the trie, and replacements that each end
+/// with a zero byte. The library asks for the memory of the length that it finds there.
+fn check_charsmap(base64: &str) -> Result<(), String> {
+    let mut bytes = base64_bytes(base64);
+    let length: Vec<u8> = bytes.by_ref().take(4).collect();
+    let Ok(length) = <[u8; 4]>::try_from(length) else {
+        return Err("precompiled_charsmap: shorter than the length that it begins with".to_owned());
+    };
+    let trie = u32::from_le_bytes(length) as usize;
+    if trie > base64.len() / 4 * 3 {
+        return Err(format!(
+            "precompiled_charsmap: a trie of {trie} bytes; there are {}",
+            base64.len() / 4 * 3
+        ));
+    }
+    let mut run = 0;
+    for byte in bytes.skip(trie) {
+        run = if byte == 0 { 0 } else { run + 1 };
+        if run > MAX_GROWTH {
+            return Err(format!("precompiled_charsmap: a replacement of more than {MAX_GROWTH} bytes"));
+        }
+    }
+    Ok(())
+}
+
+/// The bytes that `text` stands for, up to the first character that is none of base64's.
+fn base64_bytes(text: &str) -> impl Iterator<Item = u8> {
+    let sixes = text.bytes().map_while(|c| {
+        Some(match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        })
+    });
+    let (mut held, mut bits) = (0u32, 0);
+    sixes.filter_map(move |six| {
+        held = held << 6 | u32::from(six);
+        bits += 6;
+        (bits >= 8).then(|| {
+            bits -= 8;
+            (held >> bits) as u8
+        })
+    })
 }
 
 /// An id below [`MAX_ID`] as an index.
@@ -376,6 +430,21 @@ mod tests {
         );
         assert!(with("pre_tokenizer", split(&"a".repeat(9000))).contains("9000 bytes"));
         assert!(with("pre_tokenizer", json!({"type": "FixedLength", "length": 0})).contains("FixedLength"));
+    }
+
+    #[test]
+    fn a_charsmap_is_no_longer_than_it_is_and_expands_little() {
+        assert_eq!(base64_bytes("AP9hYmM=").collect::<Vec<_>>(), b"\0\xffabc");
+        check_charsmap("BAAAAAAAAABhAGIA").expect("a trie of one word, then `a` and `b`");
+        for (map, expected) in [
+            ("", "shorter than the length"),
+            ("AAAA", "shorter than the length"),
+            ("////fwAAAAA=", "a trie of 2147483647 bytes"),
+            (&format!("AAAAAA{}", "YWFh".repeat(30)), "a replacement of more than 64"),
+        ] {
+            let what = check_charsmap(map).expect_err(map);
+            assert!(what.contains(expected), "{what}");
+        }
     }
 
     #[test]

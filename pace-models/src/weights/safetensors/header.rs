@@ -60,18 +60,19 @@ impl Tensors {
 /// the data section begins.
 pub(super) fn read(
     path: &Path,
-    file: &File,
+    mut file: &File,
     len: u64,
     shard: u16,
     tensors: &mut Tensors,
 ) -> Result<u64, ModelError> {
-    let mut reader = BufReader::with_capacity(64 << 10, file);
-    let header_len = read_length(path, &mut reader, len)?;
+    let header_len = read_length(path, &mut file, len)?;
     let data_start = PREFIX + header_len;
     let data_len = len - data_start;
     let first = tensors.infos.len();
     let mut failed = None;
-    let mut json = serde_json::Deserializer::from_reader(reader.take(header_len));
+    // The buffer is outermost: the parser takes single bytes, which only a `BufReader` hands out fast.
+    let reader = BufReader::with_capacity(64 << 10, file.take(header_len));
+    let mut json = serde_json::Deserializer::from_reader(reader);
     let seed = HeaderSeed { tensors: &mut *tensors, shard, data_len, failed: &mut failed };
     let parsed = seed.deserialize(&mut json).and_then(|()| json.end());
     parsed.map_err(|e| match failed {
