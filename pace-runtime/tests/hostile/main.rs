@@ -24,9 +24,6 @@ use std::sync::{Mutex, Once};
 use case::{Case, Stage};
 use sample::{GgufContents, Sample};
 
-#[global_allocator]
-static ALLOCATOR: meter::Counting = meter::Counting;
-
 /// Held by each test, because memory and threads are counted for the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 

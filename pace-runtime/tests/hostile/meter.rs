@@ -1,50 +1,14 @@
 //! What a call costs: peak memory by a counting allocator, processor time, and what it leaves behind.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use peak_alloc::PeakAlloc;
 use rustix::time::{ClockId, clock_gettime};
 
 /// The system's allocator, counted.
-pub(crate) struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-fn grow(bytes: usize) {
-    PEAK.fetch_max(LIVE.fetch_add(bytes, Relaxed) + bytes, Relaxed);
-}
-
-// SAFETY: every call goes to `System` unchanged; counting touches atomics only and does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `ptr` came from `System` with this layout.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // Counted as if the block moved: both exist for a moment.
-        grow(new_size);
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `ptr` came from `System` with this layout, and the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-}
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
 
 /// What one call took.
 #[derive(Clone, Copy, Debug)]
@@ -57,12 +21,12 @@ pub(crate) struct Cost {
 
 /// Runs `f` alone in this process and measures it.
 pub(crate) fn measure<T>(f: impl FnOnce() -> T) -> (T, Cost) {
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
+    HEAP.reset_peak_usage();
+    let before = HEAP.current_usage();
     let start = cpu_time();
     let result = f();
     let cpu = cpu_time().saturating_sub(start);
-    (result, Cost { peak: PEAK.load(Relaxed).saturating_sub(before), cpu })
+    (result, Cost { peak: HEAP.peak_usage().saturating_sub(before), cpu })
 }
 
 /// What a process holds.
@@ -77,7 +41,7 @@ impl Holdings {
     pub(crate) fn now() -> Self {
         let count = |dir: &str| fs::read_dir(dir).expect("a directory of /proc").count();
         let (files, threads) = (count("/proc/self/fd"), count("/proc/self/task"));
-        Self { live: LIVE.load(Relaxed), files, threads }
+        Self { live: HEAP.current_usage(), files, threads }
     }
 
     /// Waits until no more is held than `self`, up to a page for what the test itself keeps. A thread that has
