@@ -1,10 +1,10 @@
 //! The tiers: what each one overrides, and the shims that give the generic bodies their features.
 
 /// Makes a tier's shims: for each kernel a function with the tier's target features whose body is
-/// the generic one, and `SHIMS`, the table of them. `$token` is the tier's pulp token, `$attr` its
-/// `target_feature` attribute.
+/// the generic one, and `SHIMS`, the table of them. `$token` is the tier's pulp token, `$lanes` its
+/// lanes for tiles, `$attr` its `target_feature` attribute.
 macro_rules! shims {
-    ([$(#[$attr:meta])?] $token:expr) => {
+    ([$(#[$attr:meta])?] $token:expr, $lanes:expr) => {
         $(#[$attr])?
         fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
             generic::convert::widen_bf16(src, dst);
@@ -16,6 +16,14 @@ macro_rules! shims {
         $(#[$attr])?
         fn deinterleave_bf16(src: &[bf16], even: &mut [f32], odd: &mut [f32]) {
             generic::convert::deinterleave_bf16(src, even, odd);
+        }
+        $(#[$attr])?
+        fn abs_max(x: &[f32]) -> f32 {
+            generic::convert::abs_max(x)
+        }
+        $(#[$attr])?
+        fn quantize(x: &[f32], inverse: f32, q: &mut [i8]) -> i32 {
+            generic::convert::quantize(x, inverse, q)
         }
         $(#[$attr])?
         fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -69,11 +77,32 @@ macro_rules! shims {
         fn gemv_nn(a: &[f32], b: MatRef<'_, f32>, c: &mut [f32], accumulate: bool) {
             generic::gemv::gemv_nn($token, a, b, c, accumulate);
         }
+        $(#[$attr])?
+        fn finish_row(sums: &mut [f32], epilogue: &RowEpilogue<'_>, out: RowMut<'_>) {
+            generic::epilogue::finish_row($token, sums, epilogue, out);
+        }
+        /// # Safety
+        /// The CPU has this tier; what `t` describes is accessible.
+        $(#[$attr])?
+        unsafe fn gemm_tile(kind: TileKind, t: &TileArgs) {
+            // SAFETY: passed on to the caller.
+            unsafe { generic::tile::tile($lanes, kind, t) }
+        }
+        $(#[$attr])?
+        fn probe_peak(kind: TileKind, rounds: usize) -> u64 {
+            generic::probe::peak($lanes, kind, rounds)
+        }
+        $(#[$attr])?
+        fn probe_read(x: &[f32]) -> f32 {
+            generic::probe::read($token, x)
+        }
         const SHIMS: Table = Table {
             widen_bf16,
             widen_f16: crate::arch::scalar::widen_f16,
             narrow_bf16,
             deinterleave_bf16,
+            abs_max,
+            quantize,
             rms_norm,
             layer_norm,
             rope_half,
@@ -87,6 +116,10 @@ macro_rules! shims {
             gemv_nt,
             gemv_nt_bf16,
             gemv_nn,
+            finish_row,
+            gemm_tile,
+            probe_peak,
+            probe_read,
         };
     };
 }

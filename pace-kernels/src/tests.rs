@@ -4,6 +4,7 @@ mod activation;
 mod convert;
 mod gemm;
 mod kv;
+mod library;
 mod norm;
 mod pool;
 mod softmax;

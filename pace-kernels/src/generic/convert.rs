@@ -37,3 +37,25 @@ pub(crate) fn deinterleave_bf16(src: &[bf16], even: &mut [f32], odd: &mut [f32])
         *odd = f32::from_bits(u32::from(pair[1].to_bits()) << 16);
     }
 }
+
+/// The largest magnitude; NaN if there is one. Magnitudes order as their bits do.
+#[inline(always)]
+pub(crate) fn abs_max(x: &[f32]) -> f32 {
+    let mut max = 0;
+    for x in x {
+        max = max.max(x.to_bits() & 0x7fff_ffff);
+    }
+    f32::from_bits(max)
+}
+
+/// q = x * inverse, rounded to nearest, ties to even; returns the sum of q. NaN gives 0.
+#[inline(always)]
+pub(crate) fn quantize(x: &[f32], inverse: f32, q: &mut [i8]) -> i32 {
+    let mut sum = 0;
+    for (q, x) in q.iter_mut().zip(x) {
+        let rounded = (x * inverse).round_ties_even() as i32;
+        *q = rounded.clamp(-127, 127) as i8;
+        sum += i32::from(*q);
+    }
+    sum
+}
