@@ -2,12 +2,16 @@
 
 mod activation;
 mod convert;
+mod embed;
 mod gemm;
 #[cfg(unix)]
 mod guard;
 mod kv;
 mod norm;
 mod pool;
+#[cfg(unix)]
+mod quantize;
+mod select;
 mod softmax;
 mod weights;
 
