@@ -29,11 +29,11 @@ macro_rules! shims {
         fn norm_quantize(
             norm: &RowNorm<'_>,
             x: ActRef<'_>,
-            round: bool,
+            dtype: DType,
             scratch: &mut [f32],
             out: generic::quantize::Out<'_>,
         ) {
-            generic::norm::norm_quantize($token, norm, x, round, scratch, out);
+            generic::norm::norm_quantize($token, norm, x, dtype, scratch, out);
         }
         $(#[$attr])?
         fn quantize_f32(src: &[f32], out: generic::quantize::Out<'_>) {

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::generic::quantize;
-use crate::{ActMut, ActRef, Activation, Isa, MatRef, RowNorm, arch};
+use crate::{ActMut, ActRef, Activation, DType, Isa, MatRef, RowNorm, arch};
 
 /// The kernels of one instruction-set tier.
 ///
@@ -67,7 +67,7 @@ pub(crate) struct Table {
     pub(crate) deinterleave_bf16: unsafe fn(&[bf16], &mut [f32], &mut [f32]),
     pub(crate) norm: unsafe fn(&RowNorm<'_>, ActRef<'_>, ActMut<'_>),
     pub(crate) add_norm: unsafe fn(&RowNorm<'_>, ActMut<'_>, ActRef<'_>, ActMut<'_>),
-    pub(crate) norm_quantize: unsafe fn(&RowNorm<'_>, ActRef<'_>, bool, &mut [f32], quantize::Out<'_>),
+    pub(crate) norm_quantize: unsafe fn(&RowNorm<'_>, ActRef<'_>, DType, &mut [f32], quantize::Out<'_>),
     pub(crate) quantize_f32: unsafe fn(&[f32], quantize::Out<'_>),
     pub(crate) quantize_bf16: unsafe fn(&[bf16], quantize::Out<'_>),
     pub(crate) rope_half: unsafe fn(&mut [f32], usize, &[f32], &[f32]),

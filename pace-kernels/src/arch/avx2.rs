@@ -8,7 +8,7 @@ use pulp::x86::V3;
 
 use crate::generic::lanes::Lanes;
 use crate::table::Table;
-use crate::{ActMut, ActRef, Activation, MatRef, RowNorm, generic};
+use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
 pub(crate) const TABLE: Table = Table { widen_f16, ..SHIMS };
 

@@ -10,7 +10,7 @@ use pulp::x86::V4;
 
 use crate::generic::lanes::{Lanes, Stored};
 use crate::table::Table;
-use crate::{ActMut, ActRef, Activation, MatRef, RowNorm, generic};
+use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
 pub(crate) const TABLE: Table = Table { widen_f16, ..SHIMS };
 
@@ -75,6 +75,11 @@ impl Lanes for V4 {
     #[inline(always)]
     fn quantize_group<X: Stored>(self, src: &[X], values: &mut [i8]) -> (f32, i32) {
         quantize::group(self, src, values)
+    }
+
+    #[inline(always)]
+    fn quantize_64<X: Stored>(self, src: &[X; 64], values: &mut [i8; 64]) -> (f32, i32) {
+        quantize::group_of_64(self, src, values)
     }
 }
 

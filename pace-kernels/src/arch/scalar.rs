@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::generic::lanes::{Lanes, Stored};
 use crate::table::Table;
-use crate::{ActMut, ActRef, Activation, MatRef, RowNorm, generic};
+use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
 pub(crate) const TABLE: Table = SHIMS;
 
