@@ -18,28 +18,38 @@ macro_rules! shims {
             generic::convert::deinterleave_bf16(src, even, odd);
         }
         $(#[$attr])?
-        fn abs_max(x: &[f32]) -> f32 {
-            generic::convert::abs_max(x)
+        fn norm(norm: &RowNorm<'_>, x: ActRef<'_>, out: ActMut<'_>) {
+            generic::norm::norm($token, norm, x, out);
         }
         $(#[$attr])?
-        fn quantize(x: &[f32], inverse: f32, q: &mut [i8]) -> i32 {
-            generic::convert::quantize(x, inverse, q)
+        fn add_norm(norm: &RowNorm<'_>, x: ActMut<'_>, r: ActRef<'_>, out: ActMut<'_>) {
+            generic::norm::add_norm($token, norm, x, r, out);
         }
         $(#[$attr])?
-        fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-            generic::norm::rms_norm($token, x, weight, eps, out);
+        fn norm_quantize(
+            norm: &RowNorm<'_>,
+            x: ActRef<'_>,
+            dtype: DType,
+            scratch: &mut [f32],
+            out: generic::quantize::Out<'_>,
+        ) {
+            generic::norm::norm_quantize($token, norm, x, dtype, scratch, out);
         }
         $(#[$attr])?
-        fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
-            generic::norm::layer_norm($token, x, weight, bias, eps, out);
+        fn quantize_f32(src: &[f32], out: generic::quantize::Out<'_>) {
+            generic::quantize::groups($token, src, out);
         }
         $(#[$attr])?
-        fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {
-            generic::rope::rope_half($token, x, cos, sin);
+        fn quantize_bf16(src: &[bf16], out: generic::quantize::Out<'_>) {
+            generic::quantize::groups($token, src, out);
         }
         $(#[$attr])?
-        fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) {
-            generic::rope::rope_interleaved(x, cos, sin);
+        fn rope_half(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+            generic::rope::rope_half($token, x, head_dim, cos, sin);
+        }
+        $(#[$attr])?
+        fn rope_interleaved(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+            generic::rope::rope_interleaved(x, head_dim, cos, sin);
         }
         $(#[$attr])?
         fn activate(kind: Activation, x: &mut [f32]) {
@@ -101,10 +111,11 @@ macro_rules! shims {
             widen_f16: crate::arch::scalar::widen_f16,
             narrow_bf16,
             deinterleave_bf16,
-            abs_max,
-            quantize,
-            rms_norm,
-            layer_norm,
+            norm,
+            add_norm,
+            norm_quantize,
+            quantize_f32,
+            quantize_bf16,
             rope_half,
             rope_interleaved,
             activate,

@@ -52,19 +52,6 @@ impl Kernels {
         unsafe { (self.table().deinterleave_bf16)(src, even, odd) }
     }
 
-    /// The largest magnitude, 0 of nothing; NaN if there is one.
-    pub(crate) fn abs_max(&self, x: &[f32]) -> f32 {
-        // SAFETY: the CPU has this table's tier.
-        unsafe { (self.table().abs_max)(x) }
-    }
-
-    /// q = x * inverse, rounded to nearest, ties to even, in [-127, 127]; returns the sum of q.
-    pub(crate) fn quantize(&self, x: &[f32], inverse: f32, q: &mut [i8]) -> i32 {
-        assert_eq!(x.len(), q.len(), "lengths of source and destination");
-        // SAFETY: the CPU has this table's tier.
-        unsafe { (self.table().quantize)(x, inverse, q) }
-    }
-
     /// `dst[i] = src[i]` from any storage type, exactly.
     ///
     /// # Panics

@@ -2,11 +2,17 @@
 
 mod activation;
 mod convert;
+mod embed;
 mod gemm;
+#[cfg(unix)]
+mod guard;
 mod kv;
 mod library;
 mod norm;
 mod pool;
+#[cfg(unix)]
+mod quantize;
+mod select;
 mod softmax;
 mod weights;
 

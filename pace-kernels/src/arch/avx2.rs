@@ -7,10 +7,10 @@ use pulp::f32x8;
 use pulp::x86::V3;
 
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
-use crate::gemm::tile::{Lanes, TileArgs, TileKind};
-use crate::generic::gemv::LoadBf16;
+use crate::gemm::tile::{Dots, TileArgs, TileKind};
+use crate::generic::lanes::Lanes;
 use crate::table::Table;
-use crate::{Activation, MatRef, generic};
+use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
 pub(crate) const TABLE: Table = Table { widen_f16, ..SHIMS };
 
@@ -23,7 +23,7 @@ shims! {
     Lanes256
 }
 
-impl LoadBf16 for V3 {
+impl Lanes for V3 {
     #[inline(always)]
     fn load_bf16(self, src: &[bf16]) -> f32x8 {
         let src = &src[..8];
@@ -32,6 +32,23 @@ impl LoadBf16 for V3 {
             let bits = _mm_loadu_si128(src.as_ptr().cast::<__m128i>());
             _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))
         })
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, x: f32x8, dst: &mut [bf16]) {
+        let dst = &mut dst[..8];
+        // SAFETY: the token proves AVX2; 16 bytes are written to 8 bf16.
+        unsafe {
+            let x: __m256 = pulp::cast(x);
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let upper = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+            let (low, high) = (_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper));
+            _mm_storeu_si128(dst.as_mut_ptr().cast::<__m128i>(), _mm_packus_epi32(low, high));
+        }
     }
 }
 
@@ -53,7 +70,7 @@ fn widen_f16(src: &[f16], dst: &mut [f32]) {
 #[derive(Clone, Copy)]
 struct Lanes256;
 
-impl Lanes for Lanes256 {
+impl Dots for Lanes256 {
     const LANES: usize = 8;
     const ACROSS: usize = 2;
     const ACROSS_ONE: usize = 8;

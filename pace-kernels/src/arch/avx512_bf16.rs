@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::avx512::lanes_512;
 use super::avx512_vnni::dot_int8;
-use crate::gemm::tile::{Lanes, TileArgs, TileKind};
+use crate::gemm::tile::{Dots, TileArgs, TileKind};
 use crate::generic;
 use crate::table::Table;
 

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::avx512::{dot_bf16, lanes_512};
-use crate::gemm::tile::{Lanes, TileArgs, TileKind};
+use crate::gemm::tile::{Dots, TileArgs, TileKind};
 use crate::generic;
 use crate::table::Table;
 

@@ -3,19 +3,24 @@
 use half::{bf16, f16};
 
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
-use crate::gemm::tile::{Lanes, TileArgs, TileKind};
-use crate::generic::gemv::LoadBf16;
+use crate::gemm::tile::{Dots, TileArgs, TileKind};
+use crate::generic::lanes::{Lanes, Stored};
 use crate::table::Table;
-use crate::{Activation, MatRef, generic};
+use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
 pub(crate) const TABLE: Table = SHIMS;
 
 shims! { [] pulp::Scalar, OneLane }
 
-impl LoadBf16 for pulp::Scalar {
+impl Lanes for pulp::Scalar {
     #[inline(always)]
     fn load_bf16(self, src: &[bf16]) -> f32 {
-        f32::from_bits(u32::from(src[0].to_bits()) << 16)
+        src[0].widen()
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, x: f32, dst: &mut [bf16]) {
+        dst[0] = generic::convert::nearest_bf16(x);
     }
 }
 
@@ -26,7 +31,7 @@ pub(super) fn widen_f16(src: &[f16], dst: &mut [f32]) {
 #[derive(Clone, Copy)]
 struct OneLane;
 
-impl Lanes for OneLane {
+impl Dots for OneLane {
     const LANES: usize = 1;
     const ACROSS: usize = 2;
     const ACROSS_ONE: usize = 8;

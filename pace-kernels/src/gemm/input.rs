@@ -98,24 +98,23 @@ impl Form {
         let (scales, rest) = rest.split_at_mut(self.groups());
         let offsets: &mut [i32] = bytemuck::cast_slice_mut(&mut rest[..scales.len()]);
         let q: &mut [i8] = bytemuck::cast_slice_mut(steps);
-        let mut wide = [0.0; TOKEN_GROUP];
-        let token = self.per_token.then(|| {
-            let mut max = 0.0;
-            for start in (0..a.cols()).step_by(self.group) {
-                let largest = kernels.abs_max(load(kernels, a, i, start, self.group, &mut wide));
-                max = if largest > max || largest.is_nan() { largest } else { max };
+        let (q, padding) = q.split_at_mut(a.cols());
+        padding.fill(0);
+        let quantize = |group, q: &mut [i8], scales: &mut [f32], sums: &mut [i32]| match a {
+            ActRef::F32(a) => kernels.quantize_groups(a.row(i), group, q, scales, sums),
+            ActRef::Bf16(a) => kernels.quantize_groups(a.row(i), group, q, scales, sums),
+        };
+        if self.per_token && !q.is_empty() {
+            let (mut scale, mut sum) = ([0.0], [0]);
+            quantize(q.len(), q, &mut scale, &mut sum);
+            scales.fill(scale[0]);
+            for (offset, q) in offsets.iter_mut().zip(q.chunks(self.group)) {
+                *offset = q.iter().map(|&q| i32::from(q)).sum();
             }
-            max
-        });
-        for (g, q) in q.chunks_mut(self.group).enumerate() {
-            let x = load(kernels, a, i, g * self.group, self.group, &mut wide);
-            let max = token.unwrap_or_else(|| kernels.abs_max(x));
-            let (q, padding) = q.split_at_mut(x.len());
-            padding.fill(0);
-            scales[g] = max / 127.0;
-            let inverse = if max == 0.0 { 0.0 } else { 127.0 / max };
-            offsets[g] = -128 * kernels.quantize(x, inverse, q);
+        } else {
+            quantize(self.group, q, scales, offsets);
         }
+        offsets.iter_mut().for_each(|offset| *offset *= -128);
     }
 }
 
@@ -174,25 +173,5 @@ impl Input {
     pub(super) fn scale(&self, i: usize, group: usize) -> (*const f32, *const i32) {
         let scales = self.base.wrapping_add(i * self.stride + self.scales_at).cast::<f32>();
         (scales.wrapping_add(group), scales.wrapping_add(self.groups + group).cast())
-    }
-}
-
-/// Up to `len` elements of row `i` from `start` on, in f32: borrowed, or widened into `wide`.
-fn load<'s>(
-    kernels: Kernels,
-    a: ActRef<'s>,
-    i: usize,
-    start: usize,
-    len: usize,
-    wide: &'s mut [f32],
-) -> &'s [f32] {
-    let cols = start..a.cols().min(start + len);
-    match a {
-        ActRef::F32(a) => &a.row(i)[cols],
-        ActRef::Bf16(a) => {
-            let wide = &mut wide[..cols.len()];
-            kernels.widen_bf16(&a.row(i)[cols], wide);
-            wide
-        }
     }
 }

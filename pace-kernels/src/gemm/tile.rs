@@ -59,8 +59,8 @@ pub(crate) struct TileArgs {
 ///
 /// # Safety
 /// A value may only exist on a CPU that has the tier. Pointers may be unaligned.
-pub(crate) trait Lanes: Copy {
-    /// Lanes in a vector.
+pub(crate) trait Dots: Copy {
+    /// Dots in a vector.
     const LANES: usize;
     /// Vectors across that a tile of several rows holds sums for.
     const ACROSS: usize;

@@ -4,11 +4,12 @@ use half::bf16;
 use pulp::Simd;
 
 use crate::gemm::epilogue::{RowEpilogue, RowMut, RowRef};
+use crate::generic::lanes::Lanes;
 use crate::generic::{activation, convert, softmax};
 
 /// Finishes `sums`, one row of a panel, into `out`.
 #[inline(always)]
-pub(crate) fn finish_row<S: Simd>(simd: S, sums: &mut [f32], e: &RowEpilogue<'_>, out: RowMut<'_>) {
+pub(crate) fn finish_row<S: Lanes>(simd: S, sums: &mut [f32], e: &RowEpilogue<'_>, out: RowMut<'_>) {
     if !e.scales.is_empty() {
         multiply(simd, sums, e.scales);
     }

@@ -2,14 +2,14 @@
 
 use pulp::Simd;
 
-use crate::gemm::tile::{Lanes, TileKind};
+use crate::gemm::tile::{Dots, TileKind};
 
 /// Independent sums: more than latency times throughput of any multiply-add.
 const SUMS: usize = 12;
 
 /// `rounds` times 12 multiply-adds of registers. Returns the multiplications done.
 #[inline(always)]
-pub(crate) fn peak<L: Lanes>(lanes: L, kind: TileKind, rounds: usize) -> u64 {
+pub(crate) fn peak<L: Dots>(lanes: L, kind: TileKind, rounds: usize) -> u64 {
     let one = std::hint::black_box(1.0);
     let (w, a) = (lanes.splat_f32(one), lanes.splat_f32(one));
     let mut acc = [lanes.zero(); SUMS];

@@ -10,7 +10,7 @@
 //! Multiplication" (2008); batch-reduce over blocks as in Georganas et al., "Tensor Processing
 //! Primitives" (2021).
 
-use crate::gemm::tile::{Lanes, TileArgs, TileKind};
+use crate::gemm::tile::{Dots, TileArgs, TileKind};
 
 /// Steps between two rounds of prefetching.
 const PREFETCH_STEPS: usize = 16;
@@ -20,7 +20,7 @@ const PREFETCH_STEPS: usize = 16;
 /// # Safety
 /// The CPU has the tier of `lanes`; what `t` describes is accessible.
 #[inline(always)]
-pub(crate) unsafe fn tile<L: Lanes>(lanes: L, kind: TileKind, t: &TileArgs) {
+pub(crate) unsafe fn tile<L: Dots>(lanes: L, kind: TileKind, t: &TileArgs) {
     // SAFETY: passed on to the caller.
     unsafe {
         match t.rows {
@@ -40,7 +40,7 @@ pub(crate) unsafe fn tile<L: Lanes>(lanes: L, kind: TileKind, t: &TileArgs) {
 /// # Safety
 /// As [`tile`], and `t.rows` is R.
 #[inline(always)]
-unsafe fn rows<L: Lanes, const R: usize>(lanes: L, kind: TileKind, t: &TileArgs) {
+unsafe fn rows<L: Dots, const R: usize>(lanes: L, kind: TileKind, t: &TileArgs) {
     let wanted = if R == 1 { L::ACROSS_ONE } else { L::ACROSS };
     // SAFETY: passed on to the caller.
     unsafe {
@@ -55,7 +55,7 @@ unsafe fn rows<L: Lanes, const R: usize>(lanes: L, kind: TileKind, t: &TileArgs)
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-unsafe fn strips<L: Lanes, const R: usize, const N: usize>(lanes: L, kind: TileKind, t: &TileArgs) {
+unsafe fn strips<L: Dots, const R: usize, const N: usize>(lanes: L, kind: TileKind, t: &TileArgs) {
     for column in (0..t.width).step_by(N * L::LANES) {
         // SAFETY: the strip lies in the panel, because its width divides the panel's.
         unsafe {
@@ -71,7 +71,7 @@ unsafe fn strips<L: Lanes, const R: usize, const N: usize>(lanes: L, kind: TileK
 /// # Safety
 /// As [`rows`], and the strip lies in the panel.
 #[inline(always)]
-unsafe fn float_strip<L: Lanes, const R: usize, const N: usize, const BF16: bool>(
+unsafe fn float_strip<L: Dots, const R: usize, const N: usize, const BF16: bool>(
     lanes: L,
     t: &TileArgs,
     column: usize,
@@ -123,7 +123,7 @@ unsafe fn float_strip<L: Lanes, const R: usize, const N: usize, const BF16: bool
 /// # Safety
 /// As [`rows`], and the strip lies in the panel.
 #[inline(always)]
-unsafe fn int8_strip<L: Lanes, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
+unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
     let (mut group, mut step, mut prefetch) = (0, 0, t.prefetch);
     while step < t.steps {
         let end = t.steps.min(step + t.group_steps);
@@ -174,7 +174,7 @@ unsafe fn int8_strip<L: Lanes, const R: usize, const N: usize>(lanes: L, t: &Til
 /// # Safety
 /// As [`float_strip`], and `step < t.steps`.
 #[inline(always)]
-unsafe fn at_step<L: Lanes, const N: usize>(
+unsafe fn at_step<L: Dots, const N: usize>(
     lanes: L,
     t: &TileArgs,
     column: usize,
@@ -194,7 +194,7 @@ unsafe fn at_step<L: Lanes, const N: usize>(
 /// # Safety
 /// As [`float_strip`], `r < t.rows`, and the vector lies in the panel.
 #[inline(always)]
-unsafe fn sums_at<L: Lanes>(t: &TileArgs, r: usize, column: usize, v: usize) -> *mut f32 {
+unsafe fn sums_at<L: Dots>(t: &TileArgs, r: usize, column: usize, v: usize) -> *mut f32 {
     // SAFETY: `sums` has `rows` rows of `width` elements.
     unsafe { t.sums.add(r * t.sums_stride + column + v * L::LANES) }
 }
