@@ -5,6 +5,8 @@
 //! bound by the memory that the matrix comes from, and packing would double that, so it has
 //! kernels of its own. All of it runs on the calling thread: operators parallelise over panels.
 
+pub(crate) mod tile;
+
 use half::bf16;
 
 use crate::{Kernels, MatMut, MatRef};

@@ -1,0 +1,287 @@
+//! The tile of the blocked GEMM, generated for one shape: sums += a x panel over one K block, then
+//! the epilogue.
+//!
+//! ```text
+//! for each pass of at most 6 rows (nr = 64) or 8 (nr = 32):
+//!   acc[row][vector] = 0, or the sums of the K block before
+//!   for each step along K (2 values of bf16, 4 of int8), front to back:    unrolled, exact count
+//!     w[vector]  = panel line of the step                                  nr / 16 loads
+//!     for each row: a = the row's 2 or 4 values in every lane              1 load
+//!       for each vector: acc[row][vector] += w[vector] . a                 vdpbf16ps, vpdpbusd
+//!   int8, after each group of 64 along K: sums += f32(acc) * scale(row, group)
+//!   store acc to sums, or the epilogue on acc and store the result
+//! ```
+//!
+//! Registers, nr = 64: 24 accumulators (zmm0-23), 4 for the panel line (zmm24-27), 2 for the
+//! activations (zmm28-29). Activations are broadcast by a load of their own: as the embedded
+//! broadcast of each product they would be loaded once for each vector, more than one load a cycle.
+//! int8 sums live in `sums` (L1) between groups, since i32 and f32 accumulators together exceed the
+//! registers.
+//!
+//! The operations and their order are those of the intrinsics tiles, so the bits are too.
+
+use std::mem::offset_of;
+
+use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp};
+use iced_x86::code_asm::{
+    AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, byte_ptr, dword_ptr, qword_ptr, zmmword_ptr,
+};
+
+use super::assembler::{Assembler, Code, Emit, ZMM};
+use super::epilogue::{self, Frame};
+use super::key::{GROUP_STEPS, TileKey, TileKind};
+use crate::gemm::tile::TileArgs;
+
+/// First register of the panel line; those before it hold accumulators.
+const PANEL: usize = 24;
+/// The registers of the activations, used in turns.
+const ROW: [usize; 2] = [28, 29];
+/// Steps in one trip of the loop over K.
+const UNROLL: usize = 8;
+
+/// Where the addresses of the two argument blocks lie above the stack pointer.
+const TILE_ARGS: usize = 8;
+const EPILOGUE_ARGS: usize = 0;
+
+/// The code of a tile: `extern "sysv64" fn(*const TileArgs, *const EpilogueArgs)`.
+pub(super) fn generate(key: &TileKey) -> Emit<Code> {
+    let mut asm = Assembler::new()?;
+    asm.enter()?;
+    // The addresses of the arguments, so that their registers are free in the loops.
+    asm.push(rdi)?;
+    asm.push(rsi)?;
+    // The eighth row needs the register that counts groups.
+    let addressable = if key.kind == TileKind::Bf16 { 8 } else { 7 };
+    let passes = key.mr.div_ceil(addressable.min(PANEL / (key.nr / 16)));
+    let rows = key.mr.div_ceil(passes);
+    for first in (0..key.mr).step_by(rows) {
+        Pass { key, first, rows: rows.min(key.mr - first), vectors: key.nr / 16 }.emit(&mut asm)?;
+    }
+    asm.add(rsp, 16)?;
+    asm.leave()?;
+    asm.finish()
+}
+
+/// One pass over K for the rows `first .. first + rows` of the tile.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    key: &'a TileKey,
+    first: usize,
+    rows: usize,
+    /// Vectors of 16 columns in a panel.
+    vectors: usize,
+}
+
+impl Pass<'_> {
+    fn emit(&self, asm: &mut Assembler) -> Emit {
+        self.load_arguments(asm)?;
+        if self.key.kind == TileKind::Bf16 {
+            self.start_sums(asm)?;
+            self.steps(asm, self.key.steps)?;
+        } else {
+            self.clear_sums(asm)?;
+            self.groups(asm)?;
+        }
+        let in_registers = self.key.kind == TileKind::Bf16;
+        match &self.key.epilogue {
+            Some(epilogue) => {
+                if !in_registers {
+                    self.each_sum(asm, |asm, acc, at| asm.vmovups(acc, at))?;
+                }
+                asm.mov(rdi, qword_ptr(rsp + TILE_ARGS))?;
+                asm.mov(rsi, qword_ptr(rsp + EPILOGUE_ARGS))?;
+                let frame = Frame { first: self.first, rows: self.rows, vectors: self.vectors };
+                epilogue::emit(asm, epilogue, &frame)
+            }
+            None if in_registers => self.each_sum(asm, |asm, acc, at| asm.vmovups(at, acc)),
+            None => Ok(()),
+        }
+    }
+
+    fn acc(&self, row: usize, vector: usize) -> AsmRegisterZmm {
+        ZMM[row * self.vectors + vector]
+    }
+
+    /// rax: activations; r8, r9, r10, rbp: 1, 3, 5, 7 of their row strides; rdx: panel; r11, rbx:
+    /// sums and the bytes between their rows. int8: r12, r13, r14: scales, offsets and the bytes
+    /// between their rows; r15: scales of the weights.
+    fn load_arguments(&self, asm: &mut Assembler) -> Emit {
+        asm.mov(rdi, qword_ptr(rsp + TILE_ARGS))?;
+        asm.mov(rax, qword_ptr(rdi + offset_of!(TileArgs, a)))?;
+        asm.mov(r8, qword_ptr(rdi + offset_of!(TileArgs, a_stride)))?;
+        asm.mov(rdx, qword_ptr(rdi + offset_of!(TileArgs, w)))?;
+        asm.mov(r11, qword_ptr(rdi + offset_of!(TileArgs, sums)))?;
+        asm.mov(rbx, qword_ptr(rdi + offset_of!(TileArgs, sums_stride)))?;
+        asm.shl(rbx, 2)?;
+        skip_rows(asm, rax, r8, self.first)?;
+        skip_rows(asm, r11, rbx, self.first)?;
+        asm.lea(r9, qword_ptr(r8 + r8 * 2))?;
+        asm.lea(r10, qword_ptr(r8 + r8 * 4))?;
+        if self.key.kind == TileKind::Bf16 {
+            return asm.lea(rbp, qword_ptr(r9 + r8 * 4));
+        }
+        asm.mov(r12, qword_ptr(rdi + offset_of!(TileArgs, a_scales)))?;
+        asm.mov(r13, qword_ptr(rdi + offset_of!(TileArgs, a_offsets)))?;
+        asm.mov(r14, qword_ptr(rdi + offset_of!(TileArgs, a_groups)))?;
+        asm.mov(r15, qword_ptr(rdi + offset_of!(TileArgs, w_scales)))?;
+        asm.shl(r14, 2)?;
+        skip_rows(asm, r12, r14, self.first)?;
+        skip_rows(asm, r13, r14, self.first)
+    }
+
+    /// Accumulators start at zero or where the K block before ended.
+    fn start_sums(&self, asm: &mut Assembler) -> Emit {
+        let (mut resume, mut done) = (asm.create_label(), asm.create_label());
+        asm.cmp(byte_ptr(rdi + offset_of!(TileArgs, resume)), 0)?;
+        asm.jne(resume)?;
+        for register in &ZMM[..self.rows * self.vectors] {
+            asm.vpxord(*register, *register, *register)?;
+        }
+        asm.jmp(done)?;
+        asm.set_label(&mut resume)?;
+        self.each_sum(asm, |asm, acc, at| asm.vmovups(acc, at))?;
+        asm.set_label(&mut done)
+    }
+
+    /// int8: sums that do not continue start at zero, so that every group can add to them.
+    fn clear_sums(&self, asm: &mut Assembler) -> Emit {
+        let mut resume = asm.create_label();
+        asm.cmp(byte_ptr(rdi + offset_of!(TileArgs, resume)), 0)?;
+        asm.jne(resume)?;
+        asm.vpxord(ZMM[0], ZMM[0], ZMM[0])?;
+        self.each_sum(asm, |asm, _, at| asm.vmovups(at, ZMM[0]))?;
+        asm.set_label(&mut resume)
+    }
+
+    /// `emit` for each accumulator and its place in `sums`. Uses rsi.
+    fn each_sum(
+        &self,
+        asm: &mut Assembler,
+        emit: impl Fn(&mut Assembler, AsmRegisterZmm, AsmMemoryOperand) -> Emit,
+    ) -> Emit {
+        asm.mov(rsi, r11)?;
+        for row in 0..self.rows {
+            for vector in 0..self.vectors {
+                emit(asm, self.acc(row, vector), zmmword_ptr(rsi + 64 * vector))?;
+            }
+            asm.add(rsi, rbx)?;
+        }
+        Ok(())
+    }
+
+    /// `count` steps along K, which also moves the operands' addresses behind them. Uses rcx.
+    fn steps(&self, asm: &mut Assembler, count: usize) -> Emit {
+        asm.repeat(rcx, count / UNROLL, |asm| self.unrolled(asm, UNROLL))?;
+        self.unrolled(asm, count % UNROLL)
+    }
+
+    fn unrolled(&self, asm: &mut Assembler, count: usize) -> Emit {
+        if count == 0 {
+            return Ok(());
+        }
+        for step in 0..count {
+            self.step(asm, step)?;
+        }
+        asm.add(rax, (4 * count) as i32)?;
+        asm.add(rdx, (4 * self.key.nr * count) as i32)
+    }
+
+    fn step(&self, asm: &mut Assembler, step: usize) -> Emit {
+        for vector in 0..self.vectors {
+            asm.vmovups(ZMM[PANEL + vector], zmmword_ptr(rdx + (4 * self.key.nr * step + 64 * vector)))?;
+        }
+        for row in 0..self.rows {
+            let a = ZMM[ROW[row % 2]];
+            asm.vpbroadcastd(a, dword_ptr(row_address(row) + 4 * step))?;
+            for vector in 0..self.vectors {
+                let (acc, w) = (self.acc(row, vector), ZMM[PANEL + vector]);
+                match self.key.kind {
+                    TileKind::Bf16 => asm.vdpbf16ps(acc, w, a)?,
+                    _ => asm.vpdpbusd(acc, w, a)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// int8: the groups along K, each summed exactly in i32 and then added in f32. Uses rbp.
+    fn groups(&self, asm: &mut Assembler) -> Emit {
+        let steps = self.key.steps;
+        if self.key.kind == TileKind::Int8Tokens {
+            return self.group(asm, steps);
+        }
+        asm.repeat(rbp, steps / GROUP_STEPS, |asm| self.group(asm, GROUP_STEPS))?;
+        let rest = steps % GROUP_STEPS;
+        if rest > 0 { self.group(asm, rest) } else { Ok(()) }
+    }
+
+    fn group(&self, asm: &mut Assembler, steps: usize) -> Emit {
+        self.start_group(asm)?;
+        self.steps(asm, steps)?;
+        self.end_group(asm)
+    }
+
+    /// Accumulators start at the row's offset, which takes back the 128 that the weights carry.
+    fn start_group(&self, asm: &mut Assembler) -> Emit {
+        asm.mov(rsi, r13)?;
+        for row in 0..self.rows {
+            asm.vpbroadcastd(self.acc(row, 0), dword_ptr(rsi))?;
+            for vector in 1..self.vectors {
+                asm.vmovdqa32(self.acc(row, vector), self.acc(row, 0))?;
+            }
+            asm.add(rsi, r14)?;
+        }
+        asm.add(r13, 4)
+    }
+
+    /// sums = f32(acc) * scale + sums.
+    fn end_group(&self, asm: &mut Assembler) -> Emit {
+        let grouped_weights = self.key.kind == TileKind::Int8WeightGroups;
+        asm.mov(rcx, r12)?;
+        asm.mov(rsi, r11)?;
+        for row in 0..self.rows {
+            let a_scale = ZMM[ROW[row % 2]];
+            asm.vbroadcastss(a_scale, dword_ptr(rcx))?;
+            for vector in 0..self.vectors {
+                let (acc, at) = (self.acc(row, vector), zmmword_ptr(rsi + 64 * vector));
+                let mut scale = a_scale;
+                if grouped_weights {
+                    scale = ZMM[PANEL + vector];
+                    asm.vmulps(scale, a_scale, zmmword_ptr(r15 + 64 * vector))?;
+                }
+                asm.vcvtdq2ps(acc, acc)?;
+                asm.vfmadd213ps(acc, scale, at)?;
+                asm.vmovups(at, acc)?;
+            }
+            asm.add(rcx, r14)?;
+            asm.add(rsi, rbx)?;
+        }
+        if grouped_weights {
+            asm.add(r15, (4 * self.key.nr) as i32)?;
+        }
+        asm.add(r12, 4)
+    }
+}
+
+/// Row `row` of the activations, see `load_arguments`.
+fn row_address(row: usize) -> AsmMemoryOperand {
+    match row {
+        0 => rax + 0,
+        1 => rax + r8,
+        2 => rax + r8 * 2,
+        3 => rax + r9,
+        4 => rax + r8 * 4,
+        5 => rax + r10,
+        6 => rax + r9 * 2,
+        _ => rax + rbp,
+    }
+}
+
+/// address += rows * stride. Uses rcx.
+pub(super) fn skip_rows(asm: &mut Assembler, address: AsmRegister64, stride: AsmRegister64, rows: usize) -> Emit {
+    if rows == 0 {
+        return Ok(());
+    }
+    asm.imul_3(rcx, stride, rows as i32)?;
+    asm.add(address, rcx)
+}
