@@ -3,6 +3,8 @@
 mod activation;
 mod convert;
 mod gemm;
+#[cfg(unix)]
+mod guard;
 mod kv;
 mod norm;
 mod pool;
