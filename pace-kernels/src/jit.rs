@@ -19,7 +19,7 @@ use self::assembler::{Code, Emit};
 use self::cache::Cache;
 pub(crate) use self::epilogue::EpilogueArgs;
 pub use self::key::UnknownKey;
-pub(crate) use self::key::{Epilogue, Factor, TileKey, TileKind};
+pub(crate) use self::key::{Operands, TileEpilogue, TileKey};
 use self::memory::Executable;
 use crate::gemm::tile::TileArgs;
 use crate::{Isa, Kernels};
@@ -163,20 +163,24 @@ impl Tile {
     /// Runs the tile.
     ///
     /// # Safety
-    /// - `args` is for the shape that the tile was generated for: its operands can be read, and the
-    ///   sums read and written, over that shape. For int8 and whenever the tile has no epilogue the
-    ///   sums are written; a bf16 tile with an epilogue only reads them, if `resume` is set.
-    /// - With an epilogue, so are the operands in `epilogue` that the tile was generated with.
-    /// - No operand overlaps one that is written, except that the residual and the factor may be the
-    ///   result itself (same address, stride and type).
-    pub(crate) unsafe fn run(&self, args: &TileArgs, epilogue: &EpilogueArgs) {
+    /// - The operands in `args` are accessible over the shape that the tile was generated for, as are
+    ///   those in `epilogue` that it was generated with. `rows`, `width`, `steps` and `group_steps` are
+    ///   not read: they are in the code.
+    /// - `sums` is written by int8 tiles and by tiles without an epilogue; a bf16 tile with one only
+    ///   reads it, if `resume` is set.
+    /// - What is written overlaps no other operand.
+    pub(crate) unsafe fn run(&self, args: &TileArgs, epilogue: Option<&EpilogueArgs>) {
+        #[cfg(target_arch = "x86_64")]
         type Entry = unsafe extern "sysv64" fn(*const TileArgs, *const EpilogueArgs);
+        // No value of this type exists on other processors.
+        #[cfg(not(target_arch = "x86_64"))]
+        type Entry = unsafe extern "C" fn(*const TileArgs, *const EpilogueArgs);
         // SAFETY: the pages hold a whole function of this signature, made by `brgemm::generate`; it
         // keeps the registers that its ABI wants kept, and the tier that it needs was checked before
         // it was handed out. The operands are the caller's promise.
         unsafe {
             let entry = std::mem::transmute::<*const u8, Entry>(self.kernel.code.entry().as_ptr());
-            entry(args, epilogue);
+            entry(args, epilogue.map_or(std::ptr::null(), std::ptr::from_ref));
         }
     }
 }

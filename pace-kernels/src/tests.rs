@@ -5,6 +5,8 @@ mod convert;
 mod gemm;
 #[cfg(unix)]
 mod guard;
+#[cfg(target_arch = "x86_64")]
+mod jit;
 mod kv;
 mod norm;
 mod pool;

@@ -1,29 +1,44 @@
-//! What the drivers of the blocked GEMM hand to a register tile.
+//! The tile: what the driver asks of an instruction-set tier.
 
-/// One call: an mr x nr tile over one K block.
+/// Rows that a tile has at most: 6 x 64 sums fill 24 of 32 vector registers, 4 more hold weights, 1
+/// an activation.
+pub(crate) const MAX_ROWS: usize = 6;
+
+/// One call: sums of `rows x width` products over a run of steps.
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct TileArgs {
-    /// Activations, row-major: bf16 for bf16 weights, i8 for int8 weights. K is padded to the step
-    /// with zeros.
+    /// The activations of the first row, at the first step.
     pub(crate) a: *const u8,
-    /// Bytes between rows of `a`.
+    /// Bytes from a row of activations to the next.
     pub(crate) a_stride: usize,
-    /// The panel, at the first step of this K block.
+    /// The panel, at the first step.
     pub(crate) w: *const u8,
-    /// bf16: pairs of k; int8: quads of k.
+    /// Steps to sum over.
     pub(crate) steps: usize,
-    /// f32 [mr][nr]: where the block's result goes.
+    /// `rows x width` sums.
     pub(crate) sums: *mut f32,
-    /// Elements between rows of `sums`.
+    /// Elements from a row of sums to the next.
     pub(crate) sums_stride: usize,
-    /// Whether the sums continue from `sums`; otherwise they start at zero.
+    /// Whether the sums go on from what is there, or start at 0.
     pub(crate) resume: bool,
-    /// int8: the scale of (row, group of this K block), row-major.
+    /// Rows: 1 to [`MAX_ROWS`].
+    pub(crate) rows: usize,
+    /// Outputs of the panel: 32 or 64.
+    pub(crate) width: usize,
+    /// Memory to prefetch meanwhile, a line for each `64 / prefetch_lines` ... see `prefetch_lines`.
+    pub(crate) prefetch: *const u8,
+    /// Lines of `prefetch` for 16 steps.
+    pub(crate) prefetch_lines: usize,
+    /// Int8: the scale of the first row's first group.
     pub(crate) a_scales: *const f32,
-    /// int8: -128 times the sum of the quantised activations of (row, group).
+    /// Int8: -128 times the sum of the first row's first group.
     pub(crate) a_offsets: *const i32,
-    /// int8: elements between rows of `a_scales` and of `a_offsets`.
+    /// Int8: elements from a row of `a_scales` and `a_offsets` to the next.
     pub(crate) a_groups: usize,
-    /// int8: f32 [nr] (per output channel) or [groups][nr].
+    /// Int8: steps of a group; the last one may be shorter.
+    pub(crate) group_steps: usize,
+    /// Int8: the scales of the panel's outputs for each group, `[groups][width]`; null if they are not
+    /// the tile's business.
     pub(crate) w_scales: *const f32,
 }

@@ -2,17 +2,17 @@
 //! the epilogue.
 //!
 //! ```text
-//! for each pass of at most 6 rows (nr = 64) or 8 (nr = 32):
+//! for each pass of at most 6 rows (width 64) or 8 (width 32):
 //!   acc[row][vector] = 0, or the sums of the K block before
 //!   for each step along K (2 values of bf16, 4 of int8), front to back:    unrolled, exact count
-//!     w[vector]  = panel line of the step                                  nr / 16 loads
+//!     w[vector]  = panel line of the step                                  width / 16 loads
 //!     for each row: a = the row's 2 or 4 values in every lane              1 load
 //!       for each vector: acc[row][vector] += w[vector] . a                 vdpbf16ps, vpdpbusd
 //!   int8, after each group of 64 along K: sums += f32(acc) * scale(row, group)
 //!   store acc to sums, or the epilogue on acc and store the result
 //! ```
 //!
-//! Registers, nr = 64: 24 accumulators (zmm0-23), 4 for the panel line (zmm24-27), 2 for the
+//! Registers, width 64: 24 accumulators (zmm0-23), 4 for the panel line (zmm24-27), 2 for the
 //! activations (zmm28-29). Activations are broadcast by a load of their own: as the embedded
 //! broadcast of each product they would be loaded once for each vector, more than one load a cycle.
 //! int8 sums live in `sums` (L1) between groups, since i32 and f32 accumulators together exceed the
@@ -29,7 +29,7 @@ use iced_x86::code_asm::{
 
 use super::assembler::{Assembler, Code, Emit, ZMM};
 use super::epilogue::{self, Frame};
-use super::key::{GROUP_STEPS, TileKey, TileKind};
+use super::key::{Operands, TileKey};
 use crate::gemm::tile::TileArgs;
 
 /// First register of the panel line; those before it hold accumulators.
@@ -51,11 +51,11 @@ pub(super) fn generate(key: &TileKey) -> Emit<Code> {
     asm.push(rdi)?;
     asm.push(rsi)?;
     // The eighth row needs the register that counts groups.
-    let addressable = if key.kind == TileKind::Bf16 { 8 } else { 7 };
-    let passes = key.mr.div_ceil(addressable.min(PANEL / (key.nr / 16)));
-    let rows = key.mr.div_ceil(passes);
-    for first in (0..key.mr).step_by(rows) {
-        Pass { key, first, rows: rows.min(key.mr - first), vectors: key.nr / 16 }.emit(&mut asm)?;
+    let addressable = if key.operands == Operands::Bf16 { 8 } else { 7 };
+    let passes = key.rows.div_ceil(addressable.min(PANEL / (key.width / 16)));
+    let rows = key.rows.div_ceil(passes);
+    for first in (0..key.rows).step_by(rows) {
+        Pass { key, first, rows: rows.min(key.rows - first), vectors: key.width / 16 }.emit(&mut asm)?;
     }
     asm.add(rsp, 16)?;
     asm.leave()?;
@@ -75,20 +75,24 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn emit(&self, asm: &mut Assembler) -> Emit {
         self.load_arguments(asm)?;
-        if self.key.kind == TileKind::Bf16 {
-            self.start_sums(asm)?;
-            self.steps(asm, self.key.steps)?;
-        } else {
-            self.clear_sums(asm)?;
-            self.groups(asm)?;
+        match self.key.operands {
+            Operands::Bf16 => {
+                self.start_sums(asm)?;
+                self.start_prefetch(asm)?;
+                self.steps(asm, self.key.steps)?;
+            }
+            Operands::Int8 { group_steps, weight_scales } => {
+                self.clear_sums(asm)?;
+                self.start_prefetch(asm)?;
+                self.groups(asm, group_steps, weight_scales)?;
+            }
         }
-        let in_registers = self.key.kind == TileKind::Bf16;
+        let in_registers = self.key.operands == Operands::Bf16;
         match &self.key.epilogue {
             Some(epilogue) => {
                 if !in_registers {
                     self.each_sum(asm, |asm, acc, at| asm.vmovups(acc, at))?;
                 }
-                asm.mov(rdi, qword_ptr(rsp + TILE_ARGS))?;
                 asm.mov(rsi, qword_ptr(rsp + EPILOGUE_ARGS))?;
                 let frame = Frame { first: self.first, rows: self.rows, vectors: self.vectors };
                 epilogue::emit(asm, epilogue, &frame)
@@ -117,7 +121,7 @@ impl Pass<'_> {
         skip_rows(asm, r11, rbx, self.first)?;
         asm.lea(r9, qword_ptr(r8 + r8 * 2))?;
         asm.lea(r10, qword_ptr(r8 + r8 * 4))?;
-        if self.key.kind == TileKind::Bf16 {
+        if self.key.operands == Operands::Bf16 {
             return asm.lea(rbp, qword_ptr(r9 + r8 * 4));
         }
         asm.mov(r12, qword_ptr(rdi + offset_of!(TileArgs, a_scales)))?;
@@ -153,6 +157,14 @@ impl Pass<'_> {
         asm.set_label(&mut resume)
     }
 
+    /// rdi: the memory to prefetch. The tile's arguments are read no more.
+    fn start_prefetch(&self, asm: &mut Assembler) -> Emit {
+        if self.key.prefetch == 0 {
+            return Ok(());
+        }
+        asm.mov(rdi, qword_ptr(rdi + offset_of!(TileArgs, prefetch)))
+    }
+
     /// `emit` for each accumulator and its place in `sums`. Uses rsi.
     fn each_sum(
         &self,
@@ -179,46 +191,50 @@ impl Pass<'_> {
         if count == 0 {
             return Ok(());
         }
+        let lines = (self.key.prefetch * count).div_ceil(16);
         for step in 0..count {
+            // Spread over the steps, so that they do not crowd out the loads that are waited for.
+            for line in (lines * step).div_ceil(count)..(lines * (step + 1)).div_ceil(count) {
+                asm.prefetcht1(byte_ptr(rdi + 64 * line))?;
+            }
             self.step(asm, step)?;
         }
+        if lines > 0 {
+            asm.add(rdi, (64 * lines) as i32)?;
+        }
         asm.add(rax, (4 * count) as i32)?;
-        asm.add(rdx, (4 * self.key.nr * count) as i32)
+        asm.add(rdx, (4 * self.key.width * count) as i32)
     }
 
     fn step(&self, asm: &mut Assembler, step: usize) -> Emit {
         for vector in 0..self.vectors {
-            asm.vmovups(ZMM[PANEL + vector], zmmword_ptr(rdx + (4 * self.key.nr * step + 64 * vector)))?;
+            asm.vmovups(ZMM[PANEL + vector], zmmword_ptr(rdx + (4 * self.key.width * step + 64 * vector)))?;
         }
         for row in 0..self.rows {
             let a = ZMM[ROW[row % 2]];
             asm.vpbroadcastd(a, dword_ptr(row_address(row) + 4 * step))?;
             for vector in 0..self.vectors {
                 let (acc, w) = (self.acc(row, vector), ZMM[PANEL + vector]);
-                match self.key.kind {
-                    TileKind::Bf16 => asm.vdpbf16ps(acc, w, a)?,
-                    _ => asm.vpdpbusd(acc, w, a)?,
+                match self.key.operands {
+                    Operands::Bf16 => asm.vdpbf16ps(acc, w, a)?,
+                    Operands::Int8 { .. } => asm.vpdpbusd(acc, w, a)?,
                 }
             }
         }
         Ok(())
     }
 
-    /// int8: the groups along K, each summed exactly in i32 and then added in f32. Uses rbp.
-    fn groups(&self, asm: &mut Assembler) -> Emit {
-        let steps = self.key.steps;
-        if self.key.kind == TileKind::Int8Tokens {
-            return self.group(asm, steps);
-        }
-        asm.repeat(rbp, steps / GROUP_STEPS, |asm| self.group(asm, GROUP_STEPS))?;
-        let rest = steps % GROUP_STEPS;
-        if rest > 0 { self.group(asm, rest) } else { Ok(()) }
+    /// The groups along K, each summed exactly in i32 and then added in f32. Uses rbp.
+    fn groups(&self, asm: &mut Assembler, group_steps: usize, weight_scales: bool) -> Emit {
+        asm.repeat(rbp, self.key.steps / group_steps, |asm| self.group(asm, group_steps, weight_scales))?;
+        let rest = self.key.steps % group_steps;
+        if rest > 0 { self.group(asm, rest, weight_scales) } else { Ok(()) }
     }
 
-    fn group(&self, asm: &mut Assembler, steps: usize) -> Emit {
+    fn group(&self, asm: &mut Assembler, steps: usize, weight_scales: bool) -> Emit {
         self.start_group(asm)?;
         self.steps(asm, steps)?;
-        self.end_group(asm)
+        self.end_group(asm, weight_scales)
     }
 
     /// Accumulators start at the row's offset, which takes back the 128 that the weights carry.
@@ -235,8 +251,7 @@ impl Pass<'_> {
     }
 
     /// sums = f32(acc) * scale + sums.
-    fn end_group(&self, asm: &mut Assembler) -> Emit {
-        let grouped_weights = self.key.kind == TileKind::Int8WeightGroups;
+    fn end_group(&self, asm: &mut Assembler, weight_scales: bool) -> Emit {
         asm.mov(rcx, r12)?;
         asm.mov(rsi, r11)?;
         for row in 0..self.rows {
@@ -245,7 +260,7 @@ impl Pass<'_> {
             for vector in 0..self.vectors {
                 let (acc, at) = (self.acc(row, vector), zmmword_ptr(rsi + 64 * vector));
                 let mut scale = a_scale;
-                if grouped_weights {
+                if weight_scales {
                     scale = ZMM[PANEL + vector];
                     asm.vmulps(scale, a_scale, zmmword_ptr(r15 + 64 * vector))?;
                 }
@@ -256,8 +271,8 @@ impl Pass<'_> {
             asm.add(rcx, r14)?;
             asm.add(rsi, rbx)?;
         }
-        if grouped_weights {
-            asm.add(r15, (4 * self.key.nr) as i32)?;
+        if weight_scales {
+            asm.add(r15, (4 * self.key.width) as i32)?;
         }
         asm.add(r12, 4)
     }

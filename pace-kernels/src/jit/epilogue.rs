@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each row, for each vector of 16 columns:
-//!   x = acc [* scale] [+ bias];  x = act(x);  [x *= other | x *= up];  [x += residual];  store x
+//!   x = acc [* scale] [+ bias];  x = act(x);  [x *= up];  [x *= other];  [x += out];  out = x
 //! ```
 //!
 //! Accumulators lie in zmm0-23, temporaries are zmm24-31. Vectors are independent, so out-of-order
@@ -12,7 +12,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, r15, rax, rdi, rdx, rsi};
+use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r14, r15, rax, rdx, rsi};
 use iced_x86::code_asm::registers::k::k1;
 use iced_x86::code_asm::{
     AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, qword_ptr, ymmword_ptr, zmmword_ptr,
@@ -20,27 +20,25 @@ use iced_x86::code_asm::{
 
 use super::assembler::{Assembler, Emit, ZMM};
 use super::brgemm::skip_rows;
-use super::key::{Epilogue, Factor};
+use super::key::TileEpilogue;
 use super::math::{self, Temps};
 use crate::DType;
-use crate::gemm::tile::TileArgs;
 
 /// The operands of an epilogue; those that a tile was not generated for may be null.
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct EpilogueArgs {
-    /// f32 [cols] at the tile's first column. With `Factor::Up`, of the gate.
+    /// f32 \[cols\] at the tile's first column; of the gate, if the panel is paired.
     pub(crate) bias: *const f32,
-    /// f32 [cols]: the bias of the up projection.
+    /// f32 \[cols\]: the bias of the up projection.
     pub(crate) up_bias: *const f32,
-    /// [mr][cols] of the factor's type.
-    pub(crate) factor: *const u8,
+    /// f32 \[width\]: scales of the panel's columns.
+    pub(crate) scales: *const f32,
+    /// \[rows\]\[cols\] of the type to multiply by.
+    pub(crate) multiply: *const u8,
     /// Bytes between its rows.
-    pub(crate) factor_stride: usize,
-    /// [mr][cols] of the residual's type.
-    pub(crate) residual: *const u8,
-    /// Bytes between its rows.
-    pub(crate) residual_stride: usize,
-    /// [mr][cols] of the result's type.
+    pub(crate) multiply_stride: usize,
+    /// \[rows\]\[cols\] of the output's type.
     pub(crate) out: *mut u8,
     /// Bytes between its rows.
     pub(crate) out_stride: usize,
@@ -55,17 +53,16 @@ pub(super) struct Frame {
 }
 
 const OUT: Matrix = Matrix { address: rax, stride: r8 };
-const FACTOR: Matrix = Matrix { address: rdx, stride: r9 };
-const RESIDUAL: Matrix = Matrix { address: r12, stride: r13 };
+const MULTIPLY: Matrix = Matrix { address: rdx, stride: r9 };
 const BIAS: AsmRegister64 = r11;
 const UP_BIAS: AsmRegister64 = r14;
 const SCALES: AsmRegister64 = r15;
 
-/// rdi and rsi hold the addresses of `TileArgs` and `EpilogueArgs`.
-pub(super) fn emit(asm: &mut Assembler, epilogue: &Epilogue, frame: &Frame) -> Emit {
+/// rsi holds the address of `EpilogueArgs`.
+pub(super) fn emit(asm: &mut Assembler, epilogue: &TileEpilogue, frame: &Frame) -> Emit {
     load_arguments(asm, epilogue, frame)?;
     let columns = epilogue.cols.div_ceil(16);
-    let up = if epilogue.factor == Factor::Up { frame.vectors / 2 } else { 0 };
+    let up = if epilogue.paired { frame.vectors / 2 } else { 0 };
     for row in 0..frame.rows {
         for vector in 0..columns {
             let register = row * frame.vectors + vector;
@@ -80,26 +77,21 @@ pub(super) fn emit(asm: &mut Assembler, epilogue: &Epilogue, frame: &Frame) -> E
             part.emit(asm)?;
         }
         OUT.next_row(asm)?;
-        if matches!(epilogue.factor, Factor::Matrix(_)) {
-            FACTOR.next_row(asm)?;
-        }
-        if epilogue.residual.is_some() {
-            RESIDUAL.next_row(asm)?;
+        if epilogue.multiply.is_some() {
+            MULTIPLY.next_row(asm)?;
         }
     }
     Ok(())
 }
 
-fn load_arguments(asm: &mut Assembler, epilogue: &Epilogue, frame: &Frame) -> Emit {
-    asm.mov(SCALES, qword_ptr(rdi + offset_of!(TileArgs, w_scales)))?;
+fn load_arguments(asm: &mut Assembler, epilogue: &TileEpilogue, frame: &Frame) -> Emit {
+    asm.mov(SCALES, qword_ptr(rsi + offset_of!(EpilogueArgs, scales)))?;
     asm.mov(BIAS, qword_ptr(rsi + offset_of!(EpilogueArgs, bias)))?;
     asm.mov(UP_BIAS, qword_ptr(rsi + offset_of!(EpilogueArgs, up_bias)))?;
     let at = (offset_of!(EpilogueArgs, out), offset_of!(EpilogueArgs, out_stride));
     OUT.load(asm, at, frame.first)?;
-    let at = (offset_of!(EpilogueArgs, factor), offset_of!(EpilogueArgs, factor_stride));
-    FACTOR.load(asm, at, frame.first)?;
-    let at = (offset_of!(EpilogueArgs, residual), offset_of!(EpilogueArgs, residual_stride));
-    RESIDUAL.load(asm, at, frame.first)?;
+    let at = (offset_of!(EpilogueArgs, multiply), offset_of!(EpilogueArgs, multiply_stride));
+    MULTIPLY.load(asm, at, frame.first)?;
     let partial = epilogue.cols % 16;
     if partial > 0 {
         asm.mov(r10, (1u64 << partial) - 1)?;
@@ -129,7 +121,7 @@ impl Matrix {
 
 /// 16 columns of one row.
 struct Vector<'a> {
-    epilogue: &'a Epilogue,
+    epilogue: &'a TileEpilogue,
     /// Position in the result's columns.
     index: usize,
     /// Whether only the columns in k1 exist.
@@ -144,28 +136,23 @@ impl Vector<'_> {
     fn emit(&self, asm: &mut Assembler) -> Emit {
         let mut temps = Temps::new(&ZMM[24..]);
         self.finish_sum(asm, self.acc, self.index, BIAS, &mut temps)?;
-        if let Some(act) = self.epilogue.act {
-            math::activate(asm, act, self.acc, &mut temps)?;
+        if let Some(activation) = self.epilogue.activation {
+            math::activate(asm, activation, self.acc, &mut temps)?;
         }
-        match self.epilogue.factor {
-            Factor::One => {}
-            Factor::Matrix(dtype) => {
-                let factor = temps.take();
-                self.load(asm, factor, FACTOR.address, self.index, dtype)?;
-                asm.vmulps(self.acc, self.acc, factor)?;
-                temps.give(factor);
-            }
-            Factor::Up => {
-                self.finish_sum(asm, self.up, self.up_index, UP_BIAS, &mut temps)?;
-                asm.vmulps(self.acc, self.acc, self.up)?;
-            }
+        if self.epilogue.paired {
+            self.finish_sum(asm, self.up, self.up_index, UP_BIAS, &mut temps)?;
+            asm.vmulps(self.acc, self.acc, self.up)?;
         }
-        if let Some(dtype) = self.epilogue.residual {
-            let residual = temps.take();
-            self.load(asm, residual, RESIDUAL.address, self.index, dtype)?;
-            asm.vaddps(self.acc, self.acc, residual)?;
-            temps.give(residual);
+        let other = temps.take();
+        if let Some(dtype) = self.epilogue.multiply {
+            self.load(asm, other, MULTIPLY.address, dtype)?;
+            asm.vmulps(self.acc, self.acc, other)?;
         }
+        if self.epilogue.accumulate {
+            self.load(asm, other, OUT.address, self.epilogue.out)?;
+            asm.vaddps(self.acc, self.acc, other)?;
+        }
+        temps.give(other);
         self.store(asm, &mut temps)
     }
 
@@ -183,26 +170,20 @@ impl Vector<'_> {
         }
         if self.epilogue.bias {
             let term = temps.take();
-            self.load(asm, term, bias, self.index, DType::F32)?;
+            self.load(asm, term, bias, DType::F32)?;
             asm.vaddps(sum, sum, term)?;
             temps.give(term);
         }
         Ok(())
     }
 
-    fn load(
-        &self,
-        asm: &mut Assembler,
-        to: AsmRegisterZmm,
-        from: AsmRegister64,
-        index: usize,
-        dtype: DType,
-    ) -> Emit {
+    /// This vector's columns of a row that starts at `from`, widened to f32.
+    fn load(&self, asm: &mut Assembler, to: AsmRegisterZmm, from: AsmRegister64, dtype: DType) -> Emit {
         let masked = if self.masked { to.k1().z() } else { to };
         if dtype == DType::F32 {
-            return asm.vmovups(masked, zmmword_ptr(from + 64 * index));
+            return asm.vmovups(masked, zmmword_ptr(from + 64 * self.index));
         }
-        asm.vpmovzxwd(masked, ymmword_ptr(from + 32 * index))?;
+        asm.vpmovzxwd(masked, ymmword_ptr(from + 32 * self.index))?;
         asm.vpslld(to, to, 16)
     }
 
