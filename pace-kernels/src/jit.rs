@@ -160,6 +160,12 @@ pub(crate) struct Tile {
 }
 
 impl Tile {
+    /// Whether both are the same code in the same place.
+    #[cfg(test)]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.kernel, &other.kernel)
+    }
+
     /// Runs the tile.
     ///
     /// # Safety

@@ -95,24 +95,24 @@ fn gelu_tanh(asm: &mut Assembler, x: AsmRegisterZmm, temps: &mut Temps) -> Emit 
 }
 
 fn gelu(asm: &mut Assembler, x: AsmRegisterZmm, temps: &mut Temps) -> Emit {
-    let (a, tail, phi) = (temps.take(), temps.take(), temps.take());
+    let a = temps.take();
     // k3: negative; a = |x|.
     let zero = asm.splat(0.0);
     asm.vcmpps(k3, x, zero, LESS)?;
-    asm.vmovaps(a, x)?;
-    asm.vpxord(tail, tail, tail)?;
-    asm.vsubps(a.k3(), tail, x)?;
-    gelu_tail(asm, a, tail, temps)?;
-    let one = asm.splat(1.0);
-    // outer = negative ? tail : 1 - tail
+    asm.vpxord(a, a, a)?;
+    asm.vsubps(a, a, x)?;
+    asm.vblendmps(a.k3(), x, a)?;
+    let tail = gelu_tail(asm, a, temps)?;
+    let phi = temps.take();
+    // Outside: negative ? tail : 1 - tail.
     asm.load_splat(phi, 1.0)?;
     asm.vsubps(phi, phi, tail)?;
     asm.vmovaps(phi.k3(), tail)?;
-    // inner = slope(x^2) x + 1/2, where a < 1
+    // Where a < 1: slope(x^2) x + 1/2.
+    let (one, half) = (asm.splat(1.0), asm.splat(0.5));
     asm.vcmpps(k2, a, one, LESS)?;
     asm.vmulps(a, x, x)?;
     polynomial(asm, tail, &Gelu::CENTRE, a)?;
-    let half = asm.splat(0.5);
     asm.vfmadd213ps(tail, x, half)?;
     asm.vmovaps(phi.k2(), tail)?;
     asm.vmulps(x, x, phi)?;
@@ -120,27 +120,27 @@ fn gelu(asm: &mut Assembler, x: AsmRegisterZmm, temps: &mut Temps) -> Emit {
     Ok(())
 }
 
-/// tail = 1 - Phi(a), a >= 0.
-fn gelu_tail(asm: &mut Assembler, a: AsmRegisterZmm, tail: AsmRegisterZmm, temps: &mut Temps) -> Emit {
-    let (capped, inverse, u) = (temps.take(), temps.take(), temps.take());
-    let (cap, three) = (asm.splat(Gelu::CAP), asm.splat(3.0));
-    asm.vmovaps(capped, a)?;
+/// 1 - Phi(a) for a >= 0, in a register taken from `temps`.
+fn gelu_tail(asm: &mut Assembler, a: AsmRegisterZmm, temps: &mut Temps) -> Emit<AsmRegisterZmm> {
+    let (gauss, inverse, u) = (temps.take(), temps.take(), temps.take());
+    let (cap, three, minus_half) = (asm.splat(Gelu::CAP), asm.splat(3.0), asm.splat(-0.5));
+    asm.vmovaps(gauss, a)?;
     asm.vcmpps(k2, a, cap, GREATER)?;
-    asm.load_splat(capped.k2(), Gelu::CAP)?;
-    asm.vaddps(u, capped, three)?;
+    asm.load_splat(gauss.k2(), Gelu::CAP)?;
+    asm.vaddps(u, gauss, three)?;
     asm.load_splat(inverse, 1.0)?;
     asm.vdivps(inverse, inverse, u)?;
-    asm.vsubps(u, capped, three)?;
+    asm.vsubps(u, gauss, three)?;
     asm.vmulps(u, u, inverse)?;
-    asm.vmulps(capped, capped, capped)?;
-    let minus_half = asm.splat(-0.5);
-    asm.vmulps(capped, capped, minus_half)?;
-    exp(asm, capped, temps)?;
+    asm.vmulps(gauss, gauss, gauss)?;
+    asm.vmulps(gauss, gauss, minus_half)?;
+    exp(asm, gauss, temps)?;
+    let tail = temps.take();
     polynomial(asm, tail, &Gelu::TAIL, u)?;
     asm.vmulps(tail, tail, inverse)?;
-    asm.vmulps(tail, tail, capped)?;
-    [capped, inverse, u].into_iter().for_each(|register| temps.give(register));
-    Ok(())
+    asm.vmulps(tail, tail, gauss)?;
+    [gauss, inverse, u].into_iter().for_each(|register| temps.give(register));
+    Ok(tail)
 }
 
 /// p = c[0] + c[1] x + c[2] x^2 + ...

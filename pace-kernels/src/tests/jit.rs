@@ -1,16 +1,17 @@
 //! Generated tiles against the same instructions written as intrinsics, bit for bit, with every operand
 //! between pages without access.
 
+mod epilogue;
+
 use std::arch::x86_64::*;
 
 use half::bf16;
-use proptest::prelude::*;
 
 use super::guard::{Flush, Guarded};
 use super::noise_vec;
 use crate::gemm::tile::TileArgs;
-use crate::jit::{EpilogueArgs, Operands, TileEpilogue, TileKey};
-use crate::{Activation, DType, Isa, Jit, JitCapacity, JitError, Kernels};
+use crate::jit::{EpilogueArgs, Operands, TileKey};
+use crate::{Isa, Jit, JitCapacity, JitError, Kernels};
 
 /// The generator for a tier, if this CPU has it.
 fn jit(isa: Isa) -> Option<Jit> {
@@ -226,6 +227,97 @@ fn int8_sums_are_those_of_integers() {
                     check_sums(key(operands, rows, width, steps), flush, (rows * steps) as u32, steps % 2 == 0);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_tile_that_resumes_adds_to_what_the_block_before_left() {
+    let Some(jit) = jit(Isa::Avx512Bf16) else { return };
+    let whole = key(Operands::Bf16, 5, 64, 50);
+    let mut case = Case::new(whole, Flush::Right, 3, false);
+    let (expected, before) = (case.expected(), case.sums.to_vec());
+    case.run(&jit, None);
+    assert_eq!(bits(&case.sums(&before)), bits(&expected));
+}
+
+#[test]
+fn kernels_are_made_once_and_the_one_used_longest_ago_makes_room() {
+    let Some(kernels) = Kernels::new(Isa::Avx512Bf16) else { return };
+    let jit = Jit::new(kernels, JitCapacity { kernels: 2, bytes: 1 << 20 }).unwrap();
+    let names = || jit.list().into_iter().map(|entry| entry.name).collect::<Vec<_>>();
+    let [first, second, third] = [1, 2, 3].map(|rows| key(Operands::Bf16, rows, 64, 8));
+    let held = jit.tile(&first).unwrap();
+    jit.tile(&second).unwrap();
+    assert!(held.is(&jit.tile(&first).unwrap()));
+    jit.tile(&third).unwrap();
+    assert_eq!(names(), [first.to_string(), third.to_string()]);
+    jit.tile(&second).unwrap();
+    assert_eq!(names(), [second.to_string(), third.to_string()]);
+    // The tile that lost its place lives on, and a new request makes another.
+    assert!(!held.is(&jit.tile(&first).unwrap()));
+}
+
+#[test]
+fn bytes_are_bounded_too() {
+    let Some(kernels) = Kernels::new(Isa::Avx512Bf16) else { return };
+    let jit = Jit::new(kernels, JitCapacity { kernels: 100, bytes: 8192 }).unwrap();
+    for rows in 1..=8 {
+        jit.tile(&key(Operands::Bf16, rows, 64, 64)).unwrap();
+        let bytes: usize = jit.list().iter().map(|entry| entry.bytes.next_multiple_of(4096)).sum();
+        assert!(bytes <= 8192 || jit.list().len() == 1, "{bytes} bytes in {:?}", jit.list());
+    }
+}
+
+#[test]
+fn threads_share_a_generator() {
+    let Some(jit) = jit(Isa::Avx512Bf16) else { return };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let jit = &jit;
+            scope.spawn(move || {
+                for rows in 1..=8 {
+                    let mut case = Case::new(key(Operands::Bf16, rows, 64, 9), Flush::Right, thread, false);
+                    let (expected, before) = (case.expected(), case.sums.to_vec());
+                    case.run(jit, None);
+                    assert_eq!(bits(&case.sums(&before)), bits(&expected));
+                }
+            });
+        }
+    });
+    assert_eq!(jit.list().len(), 8);
+}
+
+#[test]
+fn a_dump_shows_the_instructions() {
+    let Some(jit) = jit(Isa::Avx512Bf16) else { return };
+    let text = jit.dump("bf16:6x64:k32:64:bias+silu:bf16").unwrap();
+    let count = |mnemonic: &str| text.lines().filter(|line| line.contains(mnemonic)).count();
+    // Two trips of 8 steps, each of 24 products.
+    assert_eq!(count("vdpbf16ps"), 8 * 24, "{text}");
+    assert_eq!(count("vdivps"), 24);
+    assert_eq!(count("(bad)"), 0);
+    assert!(text.trim_end().ends_with("ret"), "{text}");
+    for name in ["", "bf16", "bf16:9x64:k32", "bf16:6x64:k33", "bf16:6x64:k32:65::f32", "int8-g64:1x64:k8::up:f32"] {
+        let error = jit.dump(name).unwrap_err();
+        assert!(matches!(error, JitError::Unknown(_)), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_tier_without_the_instructions_has_no_generator() {
+    for kernels in super::tiers() {
+        let jit = Jit::new(kernels, JitCapacity::default());
+        match kernels.isa() {
+            Isa::Avx512Bf16 => assert!(jit.is_ok()),
+            Isa::Avx512Vnni => {
+                let jit = jit.unwrap();
+                let int8 = Operands::Int8 { group_steps: 16, weight_scales: false };
+                assert!(jit.tile(&key(int8, 1, 64, 4)).is_ok());
+                let error = jit.tile(&key(Operands::Bf16, 1, 64, 4)).unwrap_err();
+                assert!(matches!(error, JitError::Isa { needed: Isa::Avx512Bf16, actual: Isa::Avx512Vnni }));
+            }
+            actual => assert!(matches!(jit, Err(JitError::Isa { needed: Isa::Avx512Vnni, actual: a }) if a == actual)),
         }
     }
 }
