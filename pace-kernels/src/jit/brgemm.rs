@@ -2,23 +2,26 @@
 //! the epilogue.
 //!
 //! ```text
-//! for each pass of at most 6 rows (width 64) or 8 (width 32):
-//!   acc[row][vector] = 0, or the sums of the K block before
+//! for each block of rows, for each strip of the panel's vectors, so that the sums fit the registers:
+//!   sum[row][vector] = 0, or the sums of the K block before
 //!   for each step along K (2 values of bf16, 4 of int8), front to back:    unrolled, exact count
-//!     w[vector]  = panel line of the step                                  width / 16 loads
+//!     w[vector]  = panel line of the step                                  a load for each vector
 //!     for each row: a = the row's 2 or 4 values in every lane              1 load
-//!       for each vector: acc[row][vector] += w[vector] . a                 vdpbf16ps, vpdpbusd
-//!   int8, after each group of 64 along K: sums += f32(acc) * scale(row, group)
-//!   store acc to sums, or the epilogue on acc and store the result
+//!       for each vector: sum[row][vector] += w[vector] . a                 vdpbf16ps, vpdpbusd
+//!   int8: the products of a group along K go to acc[row][vector] in i32, then
+//!         sum += f32(acc) * scale(row, group)
+//!   store the sums; or the epilogue, from registers to the output
 //! ```
 //!
-//! Registers, width 64: 24 accumulators (zmm0-23), 4 for the panel line (zmm24-27), 2 for the
-//! activations (zmm28-29). Activations are broadcast by a load of their own: as the embedded
-//! broadcast of each product they would be loaded once for each vector, more than one load a cycle.
-//! int8 sums live in `sums` (L1) between groups, since i32 and f32 accumulators together exceed the
-//! registers.
+//! Registers, bf16: 6 rows x 4 vectors (or 8 x 2) of sums, 4 for the panel line, 2 for activations.
+//! int8 needs two accumulators for each sum: 7 rows x 2 vectors, or 3 x 4. Activations are broadcast
+//! by a load of their own: as the embedded broadcast of each product they would be loaded once for each
+//! vector, more than one load a cycle.
 //!
 //! The operations and their order are those of the intrinsics tiles, so the bits are too.
+//!
+//! Tried and lost, fraction of the int8 peak at K = 2048 with groups of 64, one thread: f32 sums in L1
+//! instead of registers gave 0.81 for 6 rows (now 0.84) and 0.83 for 3 (now 0.89).
 
 use std::mem::offset_of;
 
@@ -32,12 +35,11 @@ use super::epilogue::{self, Frame};
 use super::key::{Operands, TileKey};
 use crate::gemm::tile::TileArgs;
 
-/// First register of the panel line; those before it hold accumulators.
-const PANEL: usize = 24;
-/// The registers of the activations, used in turns.
-const ROW: [usize; 2] = [28, 29];
-/// Steps in one trip of the loop over K.
-const UNROLL: usize = 8;
+/// The most vectors of sums: what is left beside a panel line of 4 and 2 activations, rounded to rows.
+const SUMS: usize = 24;
+
+/// Steps in one trip of the loop over K: a group of 64 in int8.
+const UNROLL: usize = 16;
 
 /// Where the addresses of the two argument blocks lie above the stack pointer.
 const TILE_ARGS: usize = 8;
@@ -50,60 +52,77 @@ pub(super) fn generate(key: &TileKey) -> Emit<Code> {
     // The addresses of the arguments, so that their registers are free in the loops.
     asm.push(rdi)?;
     asm.push(rsi)?;
-    // The eighth row needs the register that counts groups.
-    let addressable = if key.operands == Operands::Bf16 { 8 } else { 7 };
-    let passes = key.rows.div_ceil(addressable.min(PANEL / (key.width / 16)));
-    let rows = key.rows.div_ceil(passes);
+    let width = key.width / 16;
+    let (most_rows, strip) = match key.operands {
+        Operands::Bf16 => (SUMS / width, width),
+        Operands::Int8 { .. } if key.rows <= 3 => (3, width),
+        Operands::Int8 { .. } => (7.min(SUMS / width), 2),
+    };
+    let blocks = key.rows.div_ceil(most_rows);
+    let rows = key.rows.div_ceil(blocks);
     for first in (0..key.rows).step_by(rows) {
-        Pass { key, first, rows: rows.min(key.rows - first), vectors: key.width / 16 }.emit(&mut asm)?;
+        let rows = rows.min(key.rows - first);
+        for vector in (0..width).step_by(strip) {
+            Strip { key, first, rows, first_vector: vector, vectors: strip }.emit(&mut asm)?;
+        }
+        if let Some(epilogue) = &key.epilogue {
+            let block = Strip { key, first, rows, first_vector: 0, vectors: width };
+            if strip < width {
+                block.each_sum(&mut asm, |asm, sum, at| asm.vmovups(sum, at))?;
+            }
+            asm.mov(rsi, qword_ptr(rsp + EPILOGUE_ARGS))?;
+            epilogue::emit(&mut asm, epilogue, &Frame { first, rows, vectors: width })?;
+        }
     }
     asm.add(rsp, 16)?;
     asm.leave()?;
     asm.finish()
 }
 
-/// One pass over K for the rows `first .. first + rows` of the tile.
+/// The sums of some rows and some vectors of the panel, over all of K.
 #[derive(Clone, Copy)]
-struct Pass<'a> {
+struct Strip<'a> {
     key: &'a TileKey,
     first: usize,
     rows: usize,
-    /// Vectors of 16 columns in a panel.
+    first_vector: usize,
     vectors: usize,
 }
 
-impl Pass<'_> {
+impl Strip<'_> {
     fn emit(&self, asm: &mut Assembler) -> Emit {
         self.load_arguments(asm)?;
+        self.start_sums(asm)?;
+        self.start_prefetch(asm)?;
         match self.key.operands {
-            Operands::Bf16 => {
-                self.start_sums(asm)?;
-                self.start_prefetch(asm)?;
-                self.steps(asm, self.key.steps)?;
-            }
-            Operands::Int8 { group_steps, weight_scales } => {
-                self.clear_sums(asm)?;
-                self.start_prefetch(asm)?;
-                self.groups(asm, group_steps, weight_scales)?;
-            }
+            Operands::Bf16 => self.steps(asm, self.key.steps)?,
+            Operands::Int8 { group_steps, weight_scales } => self.groups(asm, group_steps, weight_scales)?,
         }
-        let in_registers = self.key.operands == Operands::Bf16;
-        match &self.key.epilogue {
-            Some(epilogue) => {
-                if !in_registers {
-                    self.each_sum(asm, |asm, acc, at| asm.vmovups(acc, at))?;
-                }
-                asm.mov(rsi, qword_ptr(rsp + EPILOGUE_ARGS))?;
-                let frame = Frame { first: self.first, rows: self.rows, vectors: self.vectors };
-                epilogue::emit(asm, epilogue, &frame)
-            }
-            None if in_registers => self.each_sum(asm, |asm, acc, at| asm.vmovups(at, acc)),
-            None => Ok(()),
+        if self.key.epilogue.is_some() && 16 * self.vectors == self.key.width {
+            return Ok(());
+        }
+        self.each_sum(asm, |asm, sum, at| asm.vmovups(at, sum))
+    }
+
+    fn sum(&self, row: usize, vector: usize) -> AsmRegisterZmm {
+        ZMM[row * self.vectors + vector]
+    }
+
+    /// Where products are added: to the sums themselves, or in i32 behind them.
+    fn acc(&self, row: usize, vector: usize) -> AsmRegisterZmm {
+        match self.key.operands {
+            Operands::Bf16 => self.sum(row, vector),
+            Operands::Int8 { .. } => ZMM[(self.rows + row) * self.vectors + vector],
         }
     }
 
-    fn acc(&self, row: usize, vector: usize) -> AsmRegisterZmm {
-        ZMM[row * self.vectors + vector]
+    fn panel(&self, vector: usize) -> AsmRegisterZmm {
+        ZMM[30 - self.vectors + vector]
+    }
+
+    /// The registers of the activations are used in turns.
+    fn row(&self, row: usize) -> AsmRegisterZmm {
+        ZMM[30 + row % 2]
     }
 
     /// rax: activations; r8, r9, r10, rbp: 1, 3, 5, 7 of their row strides; rdx: panel; r11, rbx:
@@ -117,6 +136,7 @@ impl Pass<'_> {
         asm.mov(r11, qword_ptr(rdi + offset_of!(TileArgs, sums)))?;
         asm.mov(rbx, qword_ptr(rdi + offset_of!(TileArgs, sums_stride)))?;
         asm.shl(rbx, 2)?;
+        asm.add(rdx, (64 * self.first_vector) as i32)?;
         skip_rows(asm, rax, r8, self.first)?;
         skip_rows(asm, r11, rbx, self.first)?;
         asm.lea(r9, qword_ptr(r8 + r8 * 2))?;
@@ -129,11 +149,12 @@ impl Pass<'_> {
         asm.mov(r14, qword_ptr(rdi + offset_of!(TileArgs, a_groups)))?;
         asm.mov(r15, qword_ptr(rdi + offset_of!(TileArgs, w_scales)))?;
         asm.shl(r14, 2)?;
+        asm.add(r15, (64 * self.first_vector) as i32)?;
         skip_rows(asm, r12, r14, self.first)?;
         skip_rows(asm, r13, r14, self.first)
     }
 
-    /// Accumulators start at zero or where the K block before ended.
+    /// Sums start at zero or where the K block before ended.
     fn start_sums(&self, asm: &mut Assembler) -> Emit {
         let (mut resume, mut done) = (asm.create_label(), asm.create_label());
         asm.cmp(byte_ptr(rdi + offset_of!(TileArgs, resume)), 0)?;
@@ -143,18 +164,8 @@ impl Pass<'_> {
         }
         asm.jmp(done)?;
         asm.set_label(&mut resume)?;
-        self.each_sum(asm, |asm, acc, at| asm.vmovups(acc, at))?;
+        self.each_sum(asm, |asm, sum, at| asm.vmovups(sum, at))?;
         asm.set_label(&mut done)
-    }
-
-    /// int8: sums that do not continue start at zero, so that every group can add to them.
-    fn clear_sums(&self, asm: &mut Assembler) -> Emit {
-        let mut resume = asm.create_label();
-        asm.cmp(byte_ptr(rdi + offset_of!(TileArgs, resume)), 0)?;
-        asm.jne(resume)?;
-        asm.vpxord(ZMM[0], ZMM[0], ZMM[0])?;
-        self.each_sum(asm, |asm, _, at| asm.vmovups(at, ZMM[0]))?;
-        asm.set_label(&mut resume)
     }
 
     /// rdi: the memory to prefetch. The tile's arguments are read no more.
@@ -165,7 +176,7 @@ impl Pass<'_> {
         asm.mov(rdi, qword_ptr(rdi + offset_of!(TileArgs, prefetch)))
     }
 
-    /// `emit` for each accumulator and its place in `sums`. Uses rsi.
+    /// `emit` for each sum and its place in `sums`. Uses rsi.
     fn each_sum(
         &self,
         asm: &mut Assembler,
@@ -174,7 +185,7 @@ impl Pass<'_> {
         asm.mov(rsi, r11)?;
         for row in 0..self.rows {
             for vector in 0..self.vectors {
-                emit(asm, self.acc(row, vector), zmmword_ptr(rsi + 64 * vector))?;
+                emit(asm, self.sum(row, vector), zmmword_ptr(rsi + 64 * (self.first_vector + vector)))?;
             }
             asm.add(rsi, rbx)?;
         }
@@ -208,13 +219,13 @@ impl Pass<'_> {
 
     fn step(&self, asm: &mut Assembler, step: usize) -> Emit {
         for vector in 0..self.vectors {
-            asm.vmovups(ZMM[PANEL + vector], zmmword_ptr(rdx + (4 * self.key.width * step + 64 * vector)))?;
+            asm.vmovups(self.panel(vector), zmmword_ptr(rdx + (4 * self.key.width * step + 64 * vector)))?;
         }
         for row in 0..self.rows {
-            let a = ZMM[ROW[row % 2]];
+            let a = self.row(row);
             asm.vpbroadcastd(a, dword_ptr(row_address(row) + 4 * step))?;
             for vector in 0..self.vectors {
-                let (acc, w) = (self.acc(row, vector), ZMM[PANEL + vector]);
+                let (acc, w) = (self.acc(row, vector), self.panel(vector));
                 match self.key.operands {
                     Operands::Bf16 => asm.vdpbf16ps(acc, w, a)?,
                     Operands::Int8 { .. } => asm.vpdpbusd(acc, w, a)?,
@@ -237,7 +248,7 @@ impl Pass<'_> {
         self.end_group(asm, weight_scales)
     }
 
-    /// Accumulators start at the row's offset, which takes back the 128 that the weights carry.
+    /// i32 accumulators start at the row's offset, which takes back the 128 that the weights carry.
     fn start_group(&self, asm: &mut Assembler) -> Emit {
         asm.mov(rsi, r13)?;
         for row in 0..self.rows {
@@ -250,26 +261,23 @@ impl Pass<'_> {
         asm.add(r13, 4)
     }
 
-    /// sums = f32(acc) * scale + sums.
+    /// sum += f32(acc) * scale.
     fn end_group(&self, asm: &mut Assembler, weight_scales: bool) -> Emit {
-        asm.mov(rcx, r12)?;
-        asm.mov(rsi, r11)?;
+        asm.mov(rsi, r12)?;
         for row in 0..self.rows {
-            let a_scale = ZMM[ROW[row % 2]];
-            asm.vbroadcastss(a_scale, dword_ptr(rcx))?;
+            let a_scale = self.row(row);
+            asm.vbroadcastss(a_scale, dword_ptr(rsi))?;
             for vector in 0..self.vectors {
-                let (acc, at) = (self.acc(row, vector), zmmword_ptr(rsi + 64 * vector));
+                let acc = self.acc(row, vector);
                 let mut scale = a_scale;
                 if weight_scales {
-                    scale = ZMM[PANEL + vector];
+                    scale = self.panel(vector);
                     asm.vmulps(scale, a_scale, zmmword_ptr(r15 + 64 * vector))?;
                 }
                 asm.vcvtdq2ps(acc, acc)?;
-                asm.vfmadd213ps(acc, scale, at)?;
-                asm.vmovups(at, acc)?;
+                asm.vfmadd231ps(self.sum(row, vector), acc, scale)?;
             }
-            asm.add(rcx, r14)?;
-            asm.add(rsi, rbx)?;
+            asm.add(rsi, r14)?;
         }
         if weight_scales {
             asm.add(r15, (4 * self.key.width) as i32)?;

@@ -5,7 +5,7 @@
 //!   x = acc [* scale] [+ bias];  x = act(x);  [x *= up];  [x *= other];  [x += out];  out = x
 //! ```
 //!
-//! Accumulators lie in zmm0-23, temporaries are zmm24-31. Vectors are independent, so out-of-order
+//! Sums lie in zmm0-23, temporaries are zmm24-31. Vectors are independent, so out-of-order
 //! execution overlaps their chains; interleaving them by hand would need more temporaries than there
 //! are. The last vector of a panel that is not full goes through the mask k1: nothing outside of the
 //! matrices is touched.

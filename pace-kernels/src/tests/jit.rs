@@ -133,7 +133,29 @@ impl Case {
 
     /// Runs the generated tile.
     fn run(&mut self, jit: &Jit, epilogue: Option<&EpilogueArgs>) {
-        let args = TileArgs {
+        let args = self.args();
+        let tile = jit.tile(&self.key).unwrap();
+        // SAFETY: every operand has exactly the size that the key asks for.
+        unsafe { tile.run(&args, epilogue) }
+    }
+
+    /// Runs a tile for `steps` steps from `first` on, a multiple of the group's.
+    fn run_steps(&mut self, jit: &Jit, first: usize, steps: usize) {
+        let mut args = self.args();
+        let group = if let Operands::Int8 { group_steps, .. } = self.key.operands { first / group_steps } else { 0 };
+        args.a = args.a.wrapping_add(4 * first);
+        args.w = args.w.wrapping_add(4 * self.key.width * first);
+        args.a_scales = args.a_scales.wrapping_add(group);
+        args.a_offsets = args.a_offsets.wrapping_add(group);
+        args.w_scales = args.w_scales.wrapping_add(group * self.key.width);
+        args.resume = first > 0;
+        let tile = jit.tile(&TileKey { steps, ..self.key }).unwrap();
+        // SAFETY: the steps are a part of those that the operands have.
+        unsafe { tile.run(&args, None) }
+    }
+
+    fn args(&mut self) -> TileArgs {
+        TileArgs {
             a: self.a.as_ptr().cast(),
             a_stride: 4 * self.a_stride,
             w: self.w.as_ptr().cast(),
@@ -150,10 +172,7 @@ impl Case {
             a_groups: self.groups,
             group_steps: 0,
             w_scales: self.w_scales.as_ptr(),
-        };
-        let tile = jit.tile(&self.key).unwrap();
-        // SAFETY: every operand has exactly the size that the key asks for.
-        unsafe { tile.run(&args, epilogue) }
+        }
     }
 
     /// The sums `[rows][width]`, after checking that nothing between the rows was written.
@@ -191,8 +210,12 @@ fn dot_bf16(acc: &mut [f32; 16], w: &[u32; 16], a: u32) {
     }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
+fn assert_bits(actual: &[f32], expected: &[f32], what: impl std::fmt::Display) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let differs = |(actual, expected): (&f32, &f32)| actual.to_bits() != expected.to_bits();
+    if let Some(at) = actual.iter().zip(expected).position(differs) {
+        panic!("{what}: {} instead of {} at {at}", actual[at], expected[at]);
+    }
 }
 
 /// Compares the sums of a tile without epilogue.
@@ -201,7 +224,7 @@ fn check_sums(key: TileKey, flush: Flush, seed: u32, resume: bool) {
     let mut case = Case::new(key, flush, seed, resume);
     let (expected, before) = (case.expected(), case.sums.to_vec());
     case.run(&jit, None);
-    assert_eq!(bits(&case.sums(&before)), bits(&expected), "{key} resume {resume} {flush:?}");
+    assert_bits(&case.sums(&before), &expected, format_args!("{key} resume {resume} {flush:?}"));
 }
 
 #[test]
@@ -232,13 +255,16 @@ fn int8_sums_are_those_of_integers() {
 }
 
 #[test]
-fn a_tile_that_resumes_adds_to_what_the_block_before_left() {
+fn blocks_of_k_give_the_bits_of_one() {
     let Some(jit) = jit(Isa::Avx512Bf16) else { return };
-    let whole = key(Operands::Bf16, 5, 64, 50);
-    let mut case = Case::new(whole, Flush::Right, 3, false);
-    let (expected, before) = (case.expected(), case.sums.to_vec());
-    case.run(&jit, None);
-    assert_eq!(bits(&case.sums(&before)), bits(&expected));
+    for operands in [Operands::Bf16, Operands::Int8 { group_steps: 16, weight_scales: true }] {
+        let mut whole = Case::new(key(operands, 5, 64, 83), Flush::Right, 3, false);
+        whole.run(&jit, None);
+        let mut blocks = Case::new(key(operands, 5, 64, 83), Flush::Right, 3, false);
+        blocks.run_steps(&jit, 0, 48);
+        blocks.run_steps(&jit, 48, 35);
+        assert_bits(&blocks.sums, &whole.sums, operands);
+    }
 }
 
 #[test]
@@ -280,7 +306,7 @@ fn threads_share_a_generator() {
                     let mut case = Case::new(key(Operands::Bf16, rows, 64, 9), Flush::Right, thread, false);
                     let (expected, before) = (case.expected(), case.sums.to_vec());
                     case.run(jit, None);
-                    assert_eq!(bits(&case.sums(&before)), bits(&expected));
+                    assert_bits(&case.sums(&before), &expected, case.key);
                 }
             });
         }
@@ -293,8 +319,8 @@ fn a_dump_shows_the_instructions() {
     let Some(jit) = jit(Isa::Avx512Bf16) else { return };
     let text = jit.dump("bf16:6x64:k32:64:bias+silu:bf16").unwrap();
     let count = |mnemonic: &str| text.lines().filter(|line| line.contains(mnemonic)).count();
-    // Two trips of 8 steps, each of 24 products.
-    assert_eq!(count("vdpbf16ps"), 8 * 24, "{text}");
+    // 16 steps of 24 products.
+    assert_eq!(count("vdpbf16ps"), 16 * 24, "{text}");
     assert_eq!(count("vdivps"), 24);
     assert_eq!(count("(bad)"), 0);
     assert!(text.trim_end().ends_with("ret"), "{text}");

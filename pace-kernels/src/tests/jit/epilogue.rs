@@ -3,7 +3,7 @@
 use half::bf16;
 use proptest::prelude::*;
 
-use super::{Case, bits, jit_for, key};
+use super::{Case, assert_bits, jit_for, key};
 use crate::jit::{EpilogueArgs, Operands, TileEpilogue, TileKey};
 use crate::tests::guard::{Flush, Guarded};
 use crate::tests::noise_vec;
@@ -131,7 +131,7 @@ fn check(key: TileKey, flush: Flush, seed: u32, resume: bool) {
     }
     let args = operand.args();
     case.run(&jit, Some(&args));
-    assert_eq!(bits(&operand.out.values()), bits(&expected), "{key} resume {resume} {flush:?}");
+    assert_bits(&operand.out.values(), &expected, format_args!("{key} resume {resume} {flush:?}"));
 }
 
 /// Every activation with and without each other part, full and partial panels.
