@@ -18,20 +18,38 @@ macro_rules! shims {
             generic::convert::deinterleave_bf16(src, even, odd);
         }
         $(#[$attr])?
-        fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-            generic::norm::rms_norm($token, x, weight, eps, out);
+        fn norm(norm: &RowNorm<'_>, x: ActRef<'_>, out: ActMut<'_>) {
+            generic::norm::norm($token, norm, x, out);
         }
         $(#[$attr])?
-        fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
-            generic::norm::layer_norm($token, x, weight, bias, eps, out);
+        fn add_norm(norm: &RowNorm<'_>, x: ActMut<'_>, r: ActRef<'_>, out: ActMut<'_>) {
+            generic::norm::add_norm($token, norm, x, r, out);
         }
         $(#[$attr])?
-        fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {
-            generic::rope::rope_half($token, x, cos, sin);
+        fn norm_quantize(
+            norm: &RowNorm<'_>,
+            x: ActRef<'_>,
+            round: bool,
+            scratch: &mut [f32],
+            out: generic::quantize::Out<'_>,
+        ) {
+            generic::norm::norm_quantize($token, norm, x, round, scratch, out);
         }
         $(#[$attr])?
-        fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) {
-            generic::rope::rope_interleaved(x, cos, sin);
+        fn quantize_f32(src: &[f32], out: generic::quantize::Out<'_>) {
+            generic::quantize::groups($token, src, out);
+        }
+        $(#[$attr])?
+        fn quantize_bf16(src: &[bf16], out: generic::quantize::Out<'_>) {
+            generic::quantize::groups($token, src, out);
+        }
+        $(#[$attr])?
+        fn rope_half(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+            generic::rope::rope_half($token, x, head_dim, cos, sin);
+        }
+        $(#[$attr])?
+        fn rope_interleaved(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+            generic::rope::rope_interleaved(x, head_dim, cos, sin);
         }
         $(#[$attr])?
         fn activate(kind: Activation, x: &mut [f32]) {
@@ -74,8 +92,11 @@ macro_rules! shims {
             widen_f16: crate::arch::scalar::widen_f16,
             narrow_bf16,
             deinterleave_bf16,
-            rms_norm,
-            layer_norm,
+            norm,
+            add_norm,
+            norm_quantize,
+            quantize_f32,
+            quantize_bf16,
             rope_half,
             rope_interleaved,
             activate,

@@ -8,6 +8,8 @@ pub(crate) mod activation;
 pub(crate) mod convert;
 pub(crate) mod exp;
 pub(crate) mod gemv;
+pub(crate) mod lanes;
 pub(crate) mod norm;
+pub(crate) mod quantize;
 pub(crate) mod rope;
 pub(crate) mod softmax;

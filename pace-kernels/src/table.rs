@@ -2,7 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::{Activation, Isa, MatRef, arch};
+use crate::generic::quantize;
+use crate::{ActMut, ActRef, Activation, Isa, MatRef, RowNorm, arch};
 
 /// The kernels of one instruction-set tier.
 ///
@@ -64,10 +65,13 @@ pub(crate) struct Table {
     pub(crate) widen_f16: unsafe fn(&[f16], &mut [f32]),
     pub(crate) narrow_bf16: unsafe fn(&[f32], &mut [bf16]),
     pub(crate) deinterleave_bf16: unsafe fn(&[bf16], &mut [f32], &mut [f32]),
-    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    pub(crate) layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
-    pub(crate) rope_half: unsafe fn(&mut [f32], &[f32], &[f32]),
-    pub(crate) rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(crate) norm: unsafe fn(&RowNorm<'_>, ActRef<'_>, ActMut<'_>),
+    pub(crate) add_norm: unsafe fn(&RowNorm<'_>, ActMut<'_>, ActRef<'_>, ActMut<'_>),
+    pub(crate) norm_quantize: unsafe fn(&RowNorm<'_>, ActRef<'_>, bool, &mut [f32], quantize::Out<'_>),
+    pub(crate) quantize_f32: unsafe fn(&[f32], quantize::Out<'_>),
+    pub(crate) quantize_bf16: unsafe fn(&[bf16], quantize::Out<'_>),
+    pub(crate) rope_half: unsafe fn(&mut [f32], usize, &[f32], &[f32]),
+    pub(crate) rope_interleaved: unsafe fn(&mut [f32], usize, &[f32], &[f32]),
     pub(crate) activate: unsafe fn(Activation, &mut [f32]),
     pub(crate) act_mul: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
     pub(crate) max: unsafe fn(&[f32]) -> f32,

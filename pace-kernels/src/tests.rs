@@ -2,6 +2,7 @@
 
 mod activation;
 mod convert;
+mod embed;
 mod gemm;
 #[cfg(unix)]
 mod guard;
@@ -10,6 +11,9 @@ mod jit;
 mod kv;
 mod norm;
 mod pool;
+#[cfg(unix)]
+mod quantize;
+mod select;
 mod softmax;
 mod weights;
 

@@ -1,16 +1,14 @@
 //! AVX2, FMA and F16C: 8 lanes.
 
-use std::arch::x86_64::{
-    __m128i, _mm_loadu_si128, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-};
+use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 use pulp::f32x8;
 use pulp::x86::V3;
 
-use crate::generic::gemv::LoadBf16;
+use crate::generic::lanes::Lanes;
 use crate::table::Table;
-use crate::{Activation, MatRef, generic};
+use crate::{ActMut, ActRef, Activation, MatRef, RowNorm, generic};
 
 pub(crate) const TABLE: Table = Table { widen_f16, ..SHIMS };
 
@@ -22,7 +20,7 @@ shims! {
     unsafe { V3::new_unchecked() }
 }
 
-impl LoadBf16 for V3 {
+impl Lanes for V3 {
     #[inline(always)]
     fn load_bf16(self, src: &[bf16]) -> f32x8 {
         let src = &src[..8];
@@ -31,6 +29,23 @@ impl LoadBf16 for V3 {
             let bits = _mm_loadu_si128(src.as_ptr().cast::<__m128i>());
             _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))
         })
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, x: f32x8, dst: &mut [bf16]) {
+        let dst = &mut dst[..8];
+        // SAFETY: the token proves AVX2; 16 bytes are written to 8 bf16.
+        unsafe {
+            let x: __m256 = pulp::cast(x);
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let upper = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+            let (low, high) = (_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper));
+            _mm_storeu_si128(dst.as_mut_ptr().cast::<__m128i>(), _mm_packus_epi32(low, high));
+        }
     }
 }
 

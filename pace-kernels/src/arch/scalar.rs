@@ -2,18 +2,23 @@
 
 use half::{bf16, f16};
 
-use crate::generic::gemv::LoadBf16;
+use crate::generic::lanes::{Lanes, Stored};
 use crate::table::Table;
-use crate::{Activation, MatRef, generic};
+use crate::{ActMut, ActRef, Activation, MatRef, RowNorm, generic};
 
 pub(crate) const TABLE: Table = SHIMS;
 
 shims! { [] pulp::Scalar }
 
-impl LoadBf16 for pulp::Scalar {
+impl Lanes for pulp::Scalar {
     #[inline(always)]
     fn load_bf16(self, src: &[bf16]) -> f32 {
-        f32::from_bits(u32::from(src[0].to_bits()) << 16)
+        src[0].widen()
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, x: f32, dst: &mut [bf16]) {
+        dst[0] = generic::convert::nearest_bf16(x);
     }
 }
 

@@ -12,7 +12,7 @@ pub(crate) const LN_2_HI: f32 = 0.693_145_75;
 pub(crate) const LN_2_LO: f32 = 1.428_606_8e-6;
 
 /// 1.5 * 2^23: adding it rounds to an integer, which then sits in the low mantissa bits.
-pub(crate) const ROUND: f32 = 12_582_912.0;
+const ROUND: f32 = 12_582_912.0;
 
 /// (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, fitted here for the least relative error of e^r: 1.1e-7.
 pub(crate) const C: [f32; 4] = [0.499_992_3, 0.166_671_16, 0.041_890_56, 0.008_312_486];

@@ -1,5 +1,5 @@
-//! Element-wise functions as instructions: operation for operation what `generic::activation`,
-//! `generic::exp` and `generic::convert` compute, so that the bits are the same.
+//! Element-wise functions as instructions: operation for operation what the AVX-512 tiers compute in
+//! `generic::activation` and `generic::lanes`, so that the bits are the same.
 
 use iced_x86::code_asm::registers::k::{k2, k3};
 use iced_x86::code_asm::AsmRegisterZmm;
@@ -7,12 +7,17 @@ use iced_x86::code_asm::AsmRegisterZmm;
 use super::assembler::{Assembler, Emit};
 use crate::Activation;
 use crate::generic::activation::{Gelu, GeluTanh};
-use crate::generic::exp::{C, EXP_HIGH, EXP_LOW, LN_2_HI, LN_2_LO, ROUND};
+use crate::generic::exp::{C, EXP_HIGH, EXP_LOW, LN_2_HI, LN_2_LO};
 
 /// Predicates of `vcmpps`: ordered and quiet, as the portable comparisons are.
 const LESS: u32 = 0x11;
 const GREATER: u32 = 0x1e;
 const UNORDERED: u32 = 3;
+/// True for NaN, too.
+const NOT_LESS: u32 = 5;
+
+/// Rounding of `vrndscaleps`: to the nearest integer, without exceptions.
+const TO_NEAREST: u32 = 8;
 
 /// Vector registers that hold nothing at the moment.
 pub(super) struct Temps {
@@ -156,32 +161,22 @@ fn polynomial(asm: &mut Assembler, p: AsmRegisterZmm, c: &[f32], x: AsmRegisterZ
 
 /// x = e^x. Uses k2.
 fn exp(asm: &mut Assembler, x: AsmRegisterZmm, temps: &mut Temps) -> Emit {
-    let (scale, n, r, p) = (temps.take(), temps.take(), temps.take(), temps.take());
-    let (log2_e, round) = (asm.splat(std::f32::consts::LOG2_E), asm.splat(ROUND));
-    let (ln_2_hi, ln_2_lo) = (asm.splat(-LN_2_HI), asm.splat(-LN_2_LO));
-    asm.load_splat(scale, ROUND)?;
-    asm.vfmadd231ps(scale, x, log2_e)?;
-    asm.vsubps(n, scale, round)?;
-    asm.vmovaps(r, x)?;
-    asm.vfmadd231ps(r, n, ln_2_hi)?;
-    asm.vfmadd231ps(r, n, ln_2_lo)?;
+    let (r, n, p) = (temps.take(), temps.take(), temps.take());
+    let (log2_e, ln_2_hi, ln_2_lo) = (asm.splat(std::f32::consts::LOG2_E), asm.splat(LN_2_HI), asm.splat(LN_2_LO));
+    asm.load_splat(r, EXP_HIGH)?;
+    asm.vminps(r, r, x)?;
+    asm.vmulps(n, r, log2_e)?;
+    asm.vrndscaleps(n, n, TO_NEAREST)?;
+    asm.vfnmadd231ps(r, n, ln_2_hi)?;
+    asm.vfnmadd231ps(r, n, ln_2_lo)?;
 
+    let (r2, one, low) = (temps.take(), asm.splat(1.0), asm.splat(EXP_LOW));
     polynomial(asm, p, &C, r)?;
-    asm.vmulps(n, r, r)?;
-    asm.vfmadd213ps(p, n, r)?;
-    let (one, two, bias) = (asm.splat(1.0), asm.splat(2.0), asm.splat_bits(126 << 23));
+    asm.vmulps(r2, r, r)?;
+    asm.vfmadd213ps(p, r2, r)?;
     asm.vaddps(p, p, one)?;
-    asm.vpslld(scale, scale, 23)?;
-    asm.vpaddd(scale, scale, bias)?;
-    asm.vmulps(p, p, scale)?;
-    asm.vmulps(p, p, two)?;
-
-    let (low, high) = (asm.splat(EXP_LOW), asm.splat(EXP_HIGH));
-    asm.vcmpps(k2, x, low, LESS)?;
-    asm.vpxord(p.k2(), p, p)?;
-    asm.vcmpps(k2, x, high, GREATER)?;
-    asm.vmovaps(x, p)?;
-    asm.load_splat(x.k2(), f32::INFINITY)?;
-    [scale, n, r, p].into_iter().for_each(|register| temps.give(register));
+    asm.vcmpps(k2, x, low, NOT_LESS)?;
+    asm.vscalefps(x.k2().z(), p, n)?;
+    [r, n, p, r2].into_iter().for_each(|register| temps.give(register));
     Ok(())
 }

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 use super::{noise_vec, tiers};
-use crate::{Activation, DType, KV_BLOCK, KvLayout, KvMut};
+use crate::{ActMut, ActRef, Activation, DType, KV_BLOCK, Kernels, KvLayout, KvMut, MatMut, MatRef, RowNorm};
 
 /// The page that an operand lies next to.
 #[derive(Clone, Copy, Debug)]
@@ -141,8 +141,34 @@ fn norms_stay_inside() {
             kernels.layer_norm(&x, &weight, None, 1e-5, &mut out);
             kernels.layer_norm(&x, &weight, Some(&bias), 1e-5, &mut out);
             assert!(out.iter().all(|x| x.is_finite()));
+            stored_norms_stay_inside(&kernels, flush, &RowNorm::rms(&weight, 1e-5), &x);
+            stored_norms_stay_inside(&kernels, flush, &RowNorm::layer(&weight, Some(&bias), 1e-5), &x);
         }
     });
+}
+
+/// Norms of rows that are stored as bf16, with a sum before, and with a quantised result.
+fn stored_norms_stay_inside(kernels: &Kernels, flush: Flush, norm: &RowNorm<'_>, x: &[f32]) {
+    let len = x.len();
+    let mut stream = Guarded::filled(flush, len, bf16::ZERO);
+    kernels.narrow_bf16(x, &mut stream);
+    let r = Guarded::new(flush, &stream);
+    let mut out = Guarded::filled(flush, len, bf16::NAN);
+    kernels.add_norm(
+        norm,
+        ActMut::Bf16(MatMut::new(&mut stream, 1, len)),
+        ActRef::Bf16(MatRef::new(&r, 1, len)),
+        ActMut::Bf16(MatMut::new(&mut out, 1, len)),
+    );
+    assert!(out.iter().all(|x| x.is_finite()));
+    let (group, groups) = (32, len.div_ceil(32));
+    let mut scratch = Guarded::filled(flush, group.min(len), f32::NAN);
+    let mut values = Guarded::filled(flush, len, 0i8);
+    let mut scales = Guarded::filled(flush, groups, f32::NAN);
+    let mut sums = Guarded::filled(flush, groups, 0i32);
+    let x = ActRef::F32(MatRef::new(x, 1, len));
+    kernels.norm_quantize(norm, x, DType::Bf16, group, &mut scratch, &mut values, &mut scales, &mut sums);
+    assert!(scales.iter().all(|scale| scale.is_finite()));
 }
 
 #[test]
@@ -150,10 +176,10 @@ fn rotations_stay_inside() {
     each(|flush, half| {
         let (cos, sin) = (noise(flush, 1, half), noise(flush, 2, half));
         for kernels in tiers() {
-            for spare in [0, 1, 5] {
+            for spare in [0, 1, 5].into_iter().filter(|spare| half + spare > 0) {
                 let mut x = noise(flush, 3, 2 * half + spare);
-                kernels.rope_half(&mut x, &cos, &sin);
-                kernels.rope_interleaved(&mut x, &cos, &sin);
+                kernels.rope_half(&mut x, 2 * half + spare, &cos, &sin);
+                kernels.rope_interleaved(&mut x, 2 * half + spare, &cos, &sin);
                 assert!(x.iter().all(|x| x.is_finite()));
             }
         }
@@ -184,10 +210,26 @@ fn softmax_and_its_relatives_stay_inside() {
             let mut x = noise(flush, 1, len);
             assert!(len == 0 || kernels.max(&x).is_finite() && kernels.log_sum_exp(&x).is_finite());
             assert!(kernels.argmax(&x) <= len);
+            let mut values = Guarded::filled(flush, len / 2, f32::NAN);
+            let mut indices = Guarded::filled(flush, len / 2, u32::MAX);
+            assert_eq!(kernels.top_k(&x, &mut values, &mut indices), len / 2);
             kernels.add(&mut x, &y);
             kernels.scale(&mut x, 0.5);
             kernels.softmax(&mut x);
             assert!(len == 0 || (x.iter().sum::<f32>() - 1.0).abs() < 1e-4);
+        }
+    });
+}
+
+#[test]
+fn gathering_stays_inside() {
+    each(|flush, cols| {
+        let table = noise(flush, 1, 2 * cols);
+        for kernels in tiers() {
+            let mut out = Guarded::filled(flush, 2 * cols, bf16::NAN);
+            let table = MatRef::new(&table, 2, cols);
+            kernels.gather(table, &[1, 0], ActMut::Bf16(MatMut::new(&mut out, 2, cols)));
+            assert!(out.iter().all(|x| x.is_finite()));
         }
     });
 }
