@@ -135,4 +135,53 @@ mod tests {
         assert_eq!(code.mapped() % PAGE, 0);
         assert!(code.mapped() >= 9000);
     }
+
+    /// Linux can forbid a process to make memory executable, for good; so a process of its own tries.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    #[allow(clippy::disallowed_methods)] // How the child knows that it is one.
+    fn a_refusal_of_the_system_is_an_error() {
+        const CHILD: &str = "PACE_TEST_WITHOUT_EXECUTABLE_MEMORY";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "jit::memory::tests::a_refusal_of_the_system_is_an_error";
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args([name, "--exact", "--nocapture"])
+                .env(CHILD, "1")
+                .output()
+                .unwrap();
+            assert!(child.status.success(), "{child:?}");
+            return;
+        }
+        if !refuse_executable_memory() {
+            return; // A kernel before 6.3.
+        }
+        let error = Executable::new(&[0xc3]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        let kernels = crate::Kernels::detect();
+        if kernels.isa() >= crate::Isa::Avx512Vnni {
+            let error = crate::Jit::new(kernels, crate::JitCapacity::default()).unwrap_err();
+            assert!(matches!(error, crate::JitError::Memory(_)), "{error}");
+        }
+    }
+
+    /// Whether the system promised to refuse it from now on.
+    #[cfg(target_arch = "x86_64")]
+    fn refuse_executable_memory() -> bool {
+        const PRCTL: i64 = 157;
+        const SET_MEMORY_DENY_WRITE_EXECUTE: i64 = 65;
+        const REFUSE_EXECUTABLE: i64 = 1;
+        let mut result = PRCTL;
+        // SAFETY: this system call takes numbers only; it returns in rax and changes rcx and r11.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                inout("rax") result,
+                in("rdi") SET_MEMORY_DENY_WRITE_EXECUTE,
+                in("rsi") REFUSE_EXECUTABLE,
+                in("rdx") 0, in("r10") 0, in("r8") 0,
+                out("rcx") _, out("r11") _,
+            );
+        }
+        result == 0
+    }
 }
