@@ -38,7 +38,7 @@ pub(crate) struct TileArgs {
     pub(crate) rows: usize,
     /// Outputs of the panel: 32 or 64.
     pub(crate) width: usize,
-    /// Memory to prefetch meanwhile, a line for each `64 / prefetch_lines` ... see `prefetch_lines`.
+    /// Memory to prefetch meanwhile.
     pub(crate) prefetch: *const u8,
     /// Lines of `prefetch` for 16 steps.
     pub(crate) prefetch_lines: usize,

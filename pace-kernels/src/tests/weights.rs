@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 
@@ -121,10 +121,18 @@ fn the_first_error_wins_and_the_rest_is_left_out() {
     let pool = Pool::unpinned(2).unwrap();
     for spec in specs() {
         for par in [Par::seq(), pool.par()] {
-            let calls = AtomicUsize::new(0);
+            let (calls, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
             let result = PackedWeights::pack(spec, 64 * 1000, 4, &par, |rows, _| {
                 calls.fetch_add(1, Ordering::Relaxed);
-                if rows.start == 0 { Err("bad tensor") } else { Ok(()) }
+                if rows.start == 0 {
+                    failed.store(true, Ordering::Release);
+                    return Err("bad tensor");
+                }
+                // On a busy machine the other thread could be done before this one has begun.
+                while !failed.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                Ok(())
             });
             assert_eq!(result.unwrap_err(), PackError::Fill("bad tensor"));
             assert!(calls.into_inner() < 1000, "panels after the failure were filled");
