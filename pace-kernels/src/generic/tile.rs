@@ -10,6 +10,9 @@
 //! Multiplication" (2008); batch-reduce over blocks as in Georganas et al., "Tensor Processing
 //! Primitives" (2021).
 
+// The loops run over registers, which indices name.
+#![allow(clippy::needless_range_loop)]
+
 use crate::gemm::tile::{Dots, TileArgs, TileKind};
 
 /// Steps between two rounds of prefetching.
