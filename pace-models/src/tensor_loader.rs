@@ -143,20 +143,15 @@ impl TensorLoader<'_> {
         if largest > 0 {
             part.has_weights.store(true, Ordering::Relaxed);
         }
-        if largest < ABSURD.to_bits() {
-            return Ok(());
+        if largest >= ABSURD.to_bits()
+            && let Some(at) = out.iter().position(|x| x.abs() >= ABSURD)
+        {
+            let (at, number) = (start + at, out[at]);
+            let what =
+                format!("element {at} is {number:e}; weights are far below {ABSURD:e}, the file is damaged");
+            return Err(ModelError::tensor(self.source.path(&part.name), part.name.as_str(), what));
         }
-        match out.iter().position(|x| x.abs() >= ABSURD) {
-            None => Ok(()),
-            Some(at) => {
-                let what = format!(
-                    "element {} is {:e}; weights are far below {ABSURD:e}, the file is damaged",
-                    start + at,
-                    out[at]
-                );
-                Err(ModelError::tensor(self.source.path(&part.name), part.name.as_str(), what))
-            }
-        }
+        Ok(())
     }
 }
 
