@@ -32,6 +32,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Panics of the tokenizer library that the hook kept silent.
 static SILENT_PANICS: AtomicUsize = AtomicUsize::new(0);
 
+/// Something that happens to an open file.
+type Change = fn(&File);
+
 /// Panics stay visible unless the runtime catches them, as in the command-line program.
 fn install_hook() {
     static HOOK: Once = Once::new();
@@ -98,7 +101,7 @@ fn a_file_that_changes_while_it_is_loaded_is_an_error() {
         let later = file.metadata().unwrap().modified().unwrap() + Duration::from_millis(10);
         file.set_modified(later).unwrap();
     };
-    let ways: [(&str, fn(&File)); 3] = [("shrinks", shrinks), ("grows", grows), ("is written", is_written)];
+    let ways: [(&str, Change); 3] = [("shrinks", shrinks), ("grows", grows), ("is written", is_written)];
     for (label, change) in ways {
         for (sample, name) in [(Sample::hf(), sample::WEIGHTS), (GgufContents::good().sample(), sample::GGUF)]
         {
