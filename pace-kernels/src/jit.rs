@@ -216,7 +216,9 @@ impl Kernel {
 
         let mut formatter = IntelFormatter::new();
         let mut text = String::new();
-        for instruction in &mut Decoder::new(64, &self.code.bytes()[..self.instructions], DecoderOptions::NONE) {
+        for instruction in
+            &mut Decoder::new(64, &self.code.bytes()[..self.instructions], DecoderOptions::NONE)
+        {
             text.push_str(&format!("{:6x}  ", instruction.ip()));
             formatter.format(&instruction, &mut text);
             text.push('\n');

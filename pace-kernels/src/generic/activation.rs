@@ -105,7 +105,8 @@ pub(crate) struct Gelu;
 impl Gelu {
     /// (Phi(x) - 1/2) / x as a polynomial in x^2 on |x| <= 1, where Phi is the normal distribution
     /// function. Fitted here by Lawson's iteration: error of Phi 7.6e-9.
-    pub(crate) const CENTRE: [f32; 5] = [0.398_942_2, -0.066_488_7, 0.009_964_033, -0.001_165_147_4, 0.000_092_366_805];
+    pub(crate) const CENTRE: [f32; 5] =
+        [0.398_942_2, -0.066_488_7, 0.009_964_033, -0.001_165_147_4, 0.000_092_366_805];
 
     /// (a + 3) (1 - Phi(a)) e^(a^2 / 2) as a polynomial in (a - 3) / (a + 3), a >= 0. The map takes
     /// [0, inf) to [-1, 1), where the function is smooth, so few and small coefficients do. Fitted

@@ -25,7 +25,9 @@
 
 use std::mem::offset_of;
 
-use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp};
+use iced_x86::code_asm::registers::gpr64::{
+    r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+};
 use iced_x86::code_asm::{
     AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, byte_ptr, dword_ptr, qword_ptr, zmmword_ptr,
 };
@@ -301,7 +303,12 @@ fn row_address(row: usize) -> AsmMemoryOperand {
 }
 
 /// address += rows * stride. Uses rcx.
-pub(super) fn skip_rows(asm: &mut Assembler, address: AsmRegister64, stride: AsmRegister64, rows: usize) -> Emit {
+pub(super) fn skip_rows(
+    asm: &mut Assembler,
+    address: AsmRegister64,
+    stride: AsmRegister64,
+    rows: usize,
+) -> Emit {
     if rows == 0 {
         return Ok(());
     }

@@ -47,7 +47,10 @@ impl Cache {
         let mut list: Vec<_> = self
             .entries
             .values()
-            .map(|Entry { kernel, .. }| JitEntry { name: kernel.name.clone(), bytes: kernel.code.bytes().len() })
+            .map(|Entry { kernel, .. }| JitEntry {
+                name: kernel.name.clone(),
+                bytes: kernel.code.bytes().len(),
+            })
             .collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         list

@@ -142,7 +142,8 @@ impl fmt::Display for Operands {
 impl TileEpilogue {
     fn parts(&self) -> Vec<String> {
         let named = [(self.scaled, "scale"), (self.bias, "bias")];
-        let mut parts: Vec<_> = named.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_owned()).collect();
+        let mut parts: Vec<_> =
+            named.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_owned()).collect();
         parts.extend(self.activation.map(|activation| activation.to_string()));
         parts.extend(self.paired.then(|| "up".to_owned()));
         parts.extend(self.multiply.map(|dtype| format!("mul-{dtype}")));

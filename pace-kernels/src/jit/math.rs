@@ -1,8 +1,8 @@
 //! Element-wise functions as instructions: operation for operation what the AVX-512 tiers compute in
 //! `generic::activation` and `generic::lanes`, so that the bits are the same.
 
-use iced_x86::code_asm::registers::k::{k2, k3};
 use iced_x86::code_asm::AsmRegisterZmm;
+use iced_x86::code_asm::registers::k::{k2, k3};
 
 use super::assembler::{Assembler, Emit};
 use crate::Activation;
@@ -162,7 +162,8 @@ fn polynomial(asm: &mut Assembler, p: AsmRegisterZmm, c: &[f32], x: AsmRegisterZ
 /// x = e^x. Uses k2.
 fn exp(asm: &mut Assembler, x: AsmRegisterZmm, temps: &mut Temps) -> Emit {
     let (r, n, p) = (temps.take(), temps.take(), temps.take());
-    let (log2_e, ln_2_hi, ln_2_lo) = (asm.splat(std::f32::consts::LOG2_E), asm.splat(LN_2_HI), asm.splat(LN_2_LO));
+    let (log2_e, ln_2_hi, ln_2_lo) =
+        (asm.splat(std::f32::consts::LOG2_E), asm.splat(LN_2_HI), asm.splat(LN_2_LO));
     asm.load_splat(r, EXP_HIGH)?;
     asm.vminps(r, r, x)?;
     asm.vmulps(n, r, log2_e)?;
@@ -179,4 +180,12 @@ fn exp(asm: &mut Assembler, x: AsmRegisterZmm, temps: &mut Temps) -> Emit {
     asm.vscalefps(x.k2().z(), p, n)?;
     [r, n, p, r2].into_iter().for_each(|register| temps.give(register));
     Ok(())
+}
+
+/// x = 2^x.
+pub(super) fn exp2(asm: &mut Assembler, x: AsmRegisterZmm, f: AsmRegisterZmm, p: AsmRegisterZmm) -> Emit {
+    asm.vreduceps(f, x, TO_NEAREST)?;
+    polynomial(asm, p, &EXP2, f)?;
+    asm.vsubps(x, x, f)?;
+    asm.vscalefps(x, p, x)
 }

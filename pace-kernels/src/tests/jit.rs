@@ -98,7 +98,13 @@ impl Case {
     }
 
     /// Calls `add` with the words of each step.
-    fn products(&self, row: usize, vector: usize, steps: std::ops::Range<usize>, mut add: impl FnMut(&[u32; 16], u32)) {
+    fn products(
+        &self,
+        row: usize,
+        vector: usize,
+        steps: std::ops::Range<usize>,
+        mut add: impl FnMut(&[u32; 16], u32),
+    ) {
         for step in steps {
             let w = &self.w[step * self.key.width + 16 * vector..];
             add(w.first_chunk().unwrap(), self.a[row * self.a_stride + step]);
@@ -142,7 +148,8 @@ impl Case {
     /// Runs a tile for `steps` steps from `first` on, a multiple of the group's.
     fn run_steps(&mut self, jit: &Jit, first: usize, steps: usize) {
         let mut args = self.args();
-        let group = if let Operands::Int8 { group_steps, .. } = self.key.operands { first / group_steps } else { 0 };
+        let group =
+            if let Operands::Int8 { group_steps, .. } = self.key.operands { first / group_steps } else { 0 };
         args.a = args.a.wrapping_add(4 * first);
         args.w = args.w.wrapping_add(4 * self.key.width * first);
         args.a_scales = args.a_scales.wrapping_add(group);
@@ -241,13 +248,20 @@ fn bf16_sums_are_those_of_the_intrinsics() {
 
 #[test]
 fn int8_sums_are_those_of_integers() {
-    for (group_steps, weight_scales) in [(16, false), (16, true), (8, true), (24, false), (256, false), (1, true)] {
+    for (group_steps, weight_scales) in
+        [(16, false), (16, true), (8, true), (24, false), (256, false), (1, true)]
+    {
         let operands = Operands::Int8 { group_steps, weight_scales };
         for width in [32, 64] {
             for rows in 1..=8 {
                 for steps in [1, 3, 7, 8, 15, 16, 17, 32, 47, 48, 65] {
                     let flush = Flush::BOTH[(steps + rows) % 2];
-                    check_sums(key(operands, rows, width, steps), flush, (rows * steps) as u32, steps % 2 == 0);
+                    check_sums(
+                        key(operands, rows, width, steps),
+                        flush,
+                        (rows * steps) as u32,
+                        steps % 2 == 0,
+                    );
                 }
             }
         }
@@ -324,7 +338,9 @@ fn a_dump_shows_the_instructions() {
     assert_eq!(count("vdivps"), 24);
     assert_eq!(count("(bad)"), 0);
     assert!(text.trim_end().ends_with("ret"), "{text}");
-    for name in ["", "bf16", "bf16:9x64:k32", "bf16:6x64:k33", "bf16:6x64:k32:65::f32", "int8-g64:1x64:k8::up:f32"] {
+    for name in
+        ["", "bf16", "bf16:9x64:k32", "bf16:6x64:k33", "bf16:6x64:k32:65::f32", "int8-g64:1x64:k8::up:f32"]
+    {
         let error = jit.dump(name).unwrap_err();
         assert!(matches!(error, JitError::Unknown(_)), "{name}: {error}");
     }
@@ -343,7 +359,9 @@ fn a_tier_without_the_instructions_has_no_generator() {
                 let error = jit.tile(&key(Operands::Bf16, 1, 64, 4)).unwrap_err();
                 assert!(matches!(error, JitError::Isa { needed: Isa::Avx512Bf16, actual: Isa::Avx512Vnni }));
             }
-            actual => assert!(matches!(jit, Err(JitError::Isa { needed: Isa::Avx512Vnni, actual: a }) if a == actual)),
+            actual => assert!(
+                matches!(jit, Err(JitError::Isa { needed: Isa::Avx512Vnni, actual: a }) if a == actual)
+            ),
         }
     }
 }

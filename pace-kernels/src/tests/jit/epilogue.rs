@@ -59,7 +59,8 @@ impl Operand {
         let floats = |seed, len| Guarded::new(flush, &noise_vec(seed, len));
         let mut bias = floats(seed + 10, e.cols);
         // What a sum may be at worst: the activations' borders, infinities, NaN.
-        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -87.0, 90.0, 3e38, -3e38, 21.0, -21.0, -1e-40];
+        let special =
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -87.0, 90.0, 3e38, -3e38, 21.0, -21.0, -1e-40];
         for (i, x) in special.into_iter().enumerate() {
             bias[(7 * i + seed as usize) % e.cols] = x;
         }
@@ -171,14 +172,26 @@ fn keys() -> impl Strategy<Value = TileKey> {
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let epilogue = (0usize..64, flags, activation, prop::option::of(dtype.clone()), dtype);
     let shape = (1usize..=8, prop_oneof![Just(32usize), Just(64)], 1usize..200, 0usize..=64);
-    (operands, shape, prop::option::of(epilogue)).prop_map(|(operands, (rows, width, steps, prefetch), epilogue)| {
-        let epilogue = epilogue.map(|(cols, (scaled, bias, paired, accumulate), activation, multiply, out)| {
-            let most = if paired { width / 2 } else { width };
-            let scaled = scaled && matches!(operands, Operands::Int8 { weight_scales: false, .. });
-            TileEpilogue { cols: 1 + cols % most, scaled, bias, activation, paired, multiply, accumulate, out }
-        });
-        TileKey { operands, rows, width, steps, prefetch, epilogue }
-    })
+    (operands, shape, prop::option::of(epilogue)).prop_map(
+        |(operands, (rows, width, steps, prefetch), epilogue)| {
+            let epilogue =
+                epilogue.map(|(cols, (scaled, bias, paired, accumulate), activation, multiply, out)| {
+                    let most = if paired { width / 2 } else { width };
+                    let scaled = scaled && matches!(operands, Operands::Int8 { weight_scales: false, .. });
+                    TileEpilogue {
+                        cols: 1 + cols % most,
+                        scaled,
+                        bias,
+                        activation,
+                        paired,
+                        multiply,
+                        accumulate,
+                        out,
+                    }
+                });
+            TileKey { operands, rows, width, steps, prefetch, epilogue }
+        },
+    )
 }
 
 proptest! {
