@@ -90,11 +90,11 @@ impl Kernels {
 
     /// norm(x) of one row, rounded to `dtype` and quantised as by
     /// [`quantize_groups`](Self::quantize_groups), with the same bits as the two steps by themselves.
-    /// `scratch` holds a group.
+    /// `scratch` holds a row.
     ///
     /// # Panics
-    /// If `x` is not one row of `norm.cols()` elements, `dtype` is f16, `scratch` is shorter than a group
-    /// or than the row, or as [`quantize_groups`](Self::quantize_groups).
+    /// If `x` is not one row of `norm.cols()` elements, `dtype` is f16, `scratch` is shorter than the
+    /// row, or as [`quantize_groups`](Self::quantize_groups).
     pub fn norm_quantize(
         &self,
         norm: &RowNorm<'_>,
@@ -109,11 +109,11 @@ impl Kernels {
         assert!(x.rows() == 1 && x.cols() == norm.cols(), "a row of {} is {x:?}", norm.cols());
         assert!(dtype != DType::F16, "activations are f32 or bf16, not f16");
         check_groups(x.cols(), group, values, scales, sums);
-        let len = group.min(x.cols());
-        assert!(scratch.len() >= len, "scratch of {} for groups of {len}", scratch.len());
+        assert!(scratch.len() >= x.cols(), "scratch of {} for a row of {}", scratch.len(), x.cols());
+        let scratch = &mut scratch[..x.cols()];
         let out = Out { group, values, scales, sums };
         // SAFETY: the CPU has this table's tier.
-        unsafe { (self.table().norm_quantize)(norm, x, dtype == DType::Bf16, &mut scratch[..len], out) }
+        unsafe { (self.table().norm_quantize)(norm, x, dtype, scratch, out) }
     }
 
     /// out = x / sqrt(mean(x^2) + eps) * weight for one row, see [`RowNorm`].

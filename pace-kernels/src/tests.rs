@@ -9,6 +9,7 @@ mod guard;
 #[cfg(target_arch = "x86_64")]
 mod jit;
 mod kv;
+mod library;
 mod norm;
 mod pool;
 #[cfg(unix)]

@@ -26,6 +26,16 @@ pub(crate) trait Lanes: Simd {
     fn quantize_group<X: Stored>(self, src: &[X], values: &mut [i8]) -> (f32, i32) {
         quantize::group(src, values)
     }
+
+    /// The same for a group of the usual size.
+    #[inline(always)]
+    fn quantize_64<X: Stored>(
+        self,
+        src: &[X; quantize::GROUP],
+        values: &mut [i8; quantize::GROUP],
+    ) -> (f32, i32) {
+        quantize::group(src, values)
+    }
 }
 
 /// Lanes of the widest tier.

@@ -4,11 +4,12 @@
 //! Sums run in the tier's lanes with four accumulators, always in the same order, so that a row has the
 //! same result in any batch and on any thread, and whatever it is stored as.
 
-use super::convert::nearest_bf16;
+use half::bf16;
+
 use super::lanes::{Lanes, Stored};
 use super::quantize;
 use crate::norm::{NormKind, RowNorm};
-use crate::{ActMut, ActRef, MatMut, MatRef};
+use crate::{ActMut, ActRef, DType, Element, MatMut, MatRef};
 
 /// out = norm(x), row by row.
 #[inline(always)]
@@ -33,24 +34,38 @@ pub(crate) fn add_norm<S: Lanes>(simd: S, norm: &RowNorm<'_>, x: ActMut<'_>, r: 
     }
 }
 
-/// The row norm(x), rounded to bf16 if `round` says so, and quantised. `scratch` holds a group.
+/// The row norm(x), rounded to `dtype`, and quantised. `scratch` holds the row.
 #[inline(always)]
 pub(crate) fn norm_quantize<S: Lanes>(
     simd: S,
     norm: &RowNorm<'_>,
     x: ActRef<'_>,
-    round: bool,
+    dtype: DType,
     scratch: &mut [f32],
     out: quantize::Out<'_>,
 ) {
-    match x {
-        ActRef::F32(x) => quantize_row(simd, norm, x.row(0), round, scratch, out),
-        ActRef::Bf16(x) => quantize_row(simd, norm, x.row(0), round, scratch, out),
+    let cols = x.cols();
+    if dtype == DType::Bf16 {
+        let row = &mut bytemuck::cast_slice_mut::<f32, bf16>(scratch)[..cols];
+        norm_row(simd, norm, x, row);
+        quantize::groups(simd, row, out);
+    } else {
+        norm_row(simd, norm, x, scratch);
+        quantize::groups(simd, scratch, out);
     }
 }
 
 #[inline(always)]
-fn norm_rows<S: Lanes, X: Stored + crate::Element, Y: Stored + crate::Element>(
+fn norm_row<S: Lanes, Y: Stored + Element>(simd: S, norm: &RowNorm<'_>, x: ActRef<'_>, out: &mut [Y]) {
+    let out = MatMut::new(out, 1, x.cols());
+    match x {
+        ActRef::F32(x) => norm_rows(simd, norm, x, out),
+        ActRef::Bf16(x) => norm_rows(simd, norm, x, out),
+    }
+}
+
+#[inline(always)]
+fn norm_rows<S: Lanes, X: Stored + Element, Y: Stored + Element>(
     simd: S,
     norm: &RowNorm<'_>,
     x: MatRef<'_, X>,
@@ -59,12 +74,12 @@ fn norm_rows<S: Lanes, X: Stored + crate::Element, Y: Stored + crate::Element>(
     for i in 0..out.rows() {
         let row = x.row(i);
         let moments = Moments::of(simd, norm, row);
-        scaled(simd, norm, moments, 0, row, out.row_mut(i));
+        scaled(simd, norm, moments, row, out.row_mut(i));
     }
 }
 
 #[inline(always)]
-fn add_norm_rows<S: Lanes, X: Stored + crate::Element, Y: Stored + crate::Element>(
+fn add_norm_rows<S: Lanes, X: Stored + Element, Y: Stored + Element>(
     simd: S,
     norm: &RowNorm<'_>,
     mut x: MatMut<'_, X>,
@@ -75,28 +90,7 @@ fn add_norm_rows<S: Lanes, X: Stored + crate::Element, Y: Stored + crate::Elemen
         let row = x.row_mut(i);
         add(simd, row, r.row(i));
         let moments = Moments::of(simd, norm, row);
-        scaled(simd, norm, moments, 0, row, out.row_mut(i));
-    }
-}
-
-#[inline(always)]
-fn quantize_row<S: Lanes, X: Stored>(
-    simd: S,
-    norm: &RowNorm<'_>,
-    x: &[X],
-    round: bool,
-    scratch: &mut [f32],
-    out: quantize::Out<'_>,
-) {
-    let moments = Moments::of(simd, norm, x);
-    let (values, at) = (out.values.chunks_mut(out.group), out.scales.iter_mut().zip(out.sums));
-    for (i, ((x, values), (scale, sum))) in x.chunks(out.group).zip(values).zip(at).enumerate() {
-        let normed = &mut scratch[..x.len()];
-        scaled(simd, norm, moments, i * out.group, x, normed);
-        if round {
-            round_to_bf16(normed);
-        }
-        (*scale, *sum) = simd.quantize_group(normed, values);
+        scaled(simd, norm, moments, row, out.row_mut(i));
     }
 }
 
@@ -119,24 +113,22 @@ impl Moments {
     }
 }
 
-/// out = (x - mean) * inverse * (weight + offset) + bias for the part of a row that starts at `first`.
+/// out = (x - mean) * inverse * (weight + offset) + bias.
 #[inline(always)]
 fn scaled<S: Lanes, X: Stored, Y: Stored>(
     simd: S,
     norm: &RowNorm<'_>,
     moments: Moments,
-    first: usize,
     x: &[X],
     out: &mut [Y],
 ) {
     let lanes = S::F32_LANES;
-    let part = first..first + x.len();
     let factors = Factors {
         mean: simd.splat_f32s(moments.mean),
         inverse: simd.splat_f32s(moments.inverse),
         offset: simd.splat_f32s(norm.weight_offset),
     };
-    let (weights, out) = (&norm.weight[part.clone()], &mut out[..x.len()]);
+    let (weights, out) = (&norm.weight[..x.len()], &mut out[..x.len()]);
     let (xs, ws, outs) = (x.chunks_exact(lanes), weights.chunks_exact(lanes), out.chunks_exact_mut(lanes));
     let (x_tail, w_tail) = (xs.remainder(), ws.remainder());
     let at = x.len() - x_tail.len();
@@ -147,7 +139,7 @@ fn scaled<S: Lanes, X: Stored, Y: Stored>(
             }
         }
         Some(bias) => {
-            let bs = bias[part.clone()].chunks_exact(lanes);
+            let bs = bias[..x.len()].chunks_exact(lanes);
             for (((x, w), b), out) in xs.zip(ws).zip(bs).zip(outs) {
                 let y = factors.apply(simd, X::load(simd, x), f32::load(simd, w));
                 Y::store(simd, simd.add_f32s(y, f32::load(simd, b)), out);
@@ -157,7 +149,7 @@ fn scaled<S: Lanes, X: Stored, Y: Stored>(
     if !x_tail.is_empty() {
         let mut y = factors.apply(simd, X::load_tail(simd, x_tail), f32::load_tail(simd, w_tail));
         if let Some(bias) = norm.bias {
-            y = simd.add_f32s(y, f32::load_tail(simd, &bias[part][at..]));
+            y = simd.add_f32s(y, f32::load_tail(simd, &bias[at..]));
         }
         Y::store_tail(simd, y, &mut out[at..]);
     }
@@ -192,13 +184,6 @@ fn add<S: Lanes, X: Stored>(simd: S, x: &mut [X], r: &[X]) {
     if !x_tail.is_empty() {
         let sum = simd.add_f32s(X::load_tail(simd, x_tail), X::load_tail(simd, r_tail));
         X::store_tail(simd, sum, x_tail);
-    }
-}
-
-#[inline(always)]
-fn round_to_bf16(x: &mut [f32]) {
-    for x in x {
-        *x = nearest_bf16(*x).widen();
     }
 }
 

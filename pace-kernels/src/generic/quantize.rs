@@ -22,11 +22,27 @@ const SMALLEST: f32 = 127.0 * f32::MIN_POSITIVE;
 /// 1.5 * 2^23: adding it rounds to an integer, ties to even, which then sits in the low mantissa bits.
 const ROUND: f32 = 12_582_912.0;
 
+/// The usual size of a group.
+pub(crate) const GROUP: usize = 64;
+
 /// Quantises each group of `src`.
 #[inline(always)]
 pub(crate) fn groups<S: Lanes, X: Stored>(simd: S, src: &[X], out: Out<'_>) {
-    let groups = src.chunks(out.group).zip(out.values.chunks_mut(out.group));
-    for ((src, values), (scale, sum)) in groups.zip(out.scales.iter_mut().zip(out.sums)) {
+    let Out { group, mut values, mut scales, mut sums } = out;
+    let mut src = src;
+    if group == GROUP {
+        let (chunks, tail) = src.as_chunks::<GROUP>();
+        let (value_chunks, value_tail) = values.as_chunks_mut::<GROUP>();
+        let (chunk_scales, tail_scale) = scales.split_at_mut(chunks.len());
+        let (chunk_sums, tail_sum) = sums.split_at_mut(chunks.len());
+        let results = chunk_scales.iter_mut().zip(chunk_sums);
+        for ((chunk, values), (scale, sum)) in chunks.iter().zip(value_chunks).zip(results) {
+            (*scale, *sum) = simd.quantize_64(chunk, values);
+        }
+        (src, values, scales, sums) = (tail, value_tail, tail_scale, tail_sum);
+    }
+    let groups = src.chunks(group).zip(values.chunks_mut(group));
+    for ((src, values), (scale, sum)) in groups.zip(scales.iter_mut().zip(sums)) {
         (*scale, *sum) = simd.quantize_group(src, values);
     }
 }

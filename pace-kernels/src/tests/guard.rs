@@ -162,7 +162,7 @@ fn stored_norms_stay_inside(kernels: &Kernels, flush: Flush, norm: &RowNorm<'_>,
     );
     assert!(out.iter().all(|x| x.is_finite()));
     let (group, groups) = (32, len.div_ceil(32));
-    let mut scratch = Guarded::filled(flush, group.min(len), f32::NAN);
+    let mut scratch = Guarded::filled(flush, len, f32::NAN);
     let mut values = Guarded::filled(flush, len, 0i8);
     let mut scales = Guarded::filled(flush, groups, f32::NAN);
     let mut sums = Guarded::filled(flush, groups, 0i32);

@@ -197,7 +197,7 @@ fn quantising_the_result_is_the_two_steps() {
                         let new = || (vec![99i8; cols], vec![9.0f32; groups], vec![9; groups]);
                         let (mut a, mut b) = (new(), new());
                         kernels.quantize_groups(&normed, group, &mut a.0, &mut a.1, &mut a.2);
-                        let mut scratch = vec![f32::NAN; group.min(cols)];
+                        let mut scratch = vec![f32::NAN; cols];
                         let (values, scales, sums) = (&mut b.0, &mut b.1, &mut b.2);
                         let x = x.rows(1);
                         kernels.norm_quantize(&norm, x, to, group, &mut scratch, values, scales, sums);
