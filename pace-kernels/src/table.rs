@@ -44,6 +44,12 @@ impl Kernels {
         self.isa
     }
 
+    /// The handle of a tier with another table, to see which entries are used.
+    #[cfg(test)]
+    pub(crate) fn with_table(self, table: &'static Table) -> Self {
+        Self { table, ..self }
+    }
+
     pub(crate) fn table(&self) -> &'static Table {
         self.table
     }

@@ -181,11 +181,3 @@ fn exp(asm: &mut Assembler, x: AsmRegisterZmm, temps: &mut Temps) -> Emit {
     [r, n, p, r2].into_iter().for_each(|register| temps.give(register));
     Ok(())
 }
-
-/// x = 2^x.
-pub(super) fn exp2(asm: &mut Assembler, x: AsmRegisterZmm, f: AsmRegisterZmm, p: AsmRegisterZmm) -> Emit {
-    asm.vreduceps(f, x, TO_NEAREST)?;
-    polynomial(asm, p, &EXP2, f)?;
-    asm.vsubps(x, x, f)?;
-    asm.vscalefps(x, p, x)
-}
