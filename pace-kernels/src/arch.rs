@@ -69,6 +69,22 @@ macro_rules! shims {
         fn gemv_nn(a: &[f32], b: MatRef<'_, f32>, c: &mut [f32], accumulate: bool) {
             generic::gemv::gemv_nn($token, a, b, c, accumulate);
         }
+        $(#[$attr])?
+        fn attention_step_bf16(step: Step<'_, bf16>) {
+            generic::attention::step($token, step);
+        }
+        $(#[$attr])?
+        fn attention_step_f32(step: Step<'_, f32>) {
+            generic::attention::step($token, step);
+        }
+        $(#[$attr])?
+        fn attention_fold(total: &mut State<'_>, part: Part<'_>) {
+            generic::attention::fold($token, total, part);
+        }
+        $(#[$attr])?
+        fn attention_finish(m: f32, l: f32, sink: f32, o: &mut [f32]) {
+            generic::attention::finish($token, m, l, sink, o);
+        }
         const SHIMS: Table = Table {
             widen_bf16,
             widen_f16: crate::arch::scalar::widen_f16,
@@ -87,6 +103,12 @@ macro_rules! shims {
             gemv_nt,
             gemv_nt_bf16,
             gemv_nn,
+            attention: AttentionTiles {
+                step_bf16: attention_step_bf16,
+                step_f32: attention_step_f32,
+                fold: attention_fold,
+                finish: attention_finish,
+            },
         };
     };
 }

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::attention::AttentionTiles;
 use crate::{Activation, Isa, MatRef, arch};
 
 /// The kernels of one instruction-set tier.
@@ -77,6 +78,7 @@ pub(crate) struct Table {
     pub(crate) gemv_nt: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
     pub(crate) gemv_nt_bf16: unsafe fn(&[f32], MatRef<'_, bf16>, &mut [f32]),
     pub(crate) gemv_nn: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
+    pub(crate) attention: AttentionTiles,
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use pulp::f32x8;
 use pulp::x86::V3;
 
+use crate::attention::{AttentionTiles, Part, State, Step};
 use crate::generic::gemv::LoadBf16;
 use crate::table::Table;
 use crate::{Activation, MatRef, generic};

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::attention::{AttentionTiles, Part, State, Step};
 use crate::generic::gemv::LoadBf16;
 use crate::table::Table;
 use crate::{Activation, MatRef, generic};
