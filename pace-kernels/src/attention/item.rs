@@ -51,7 +51,6 @@ impl Call<'_> {
         let tile = &self.plan.tiles[item.tile];
         let mut work = self.work::<E>(slot, tile);
         self.load_queries(tile, item.head, work.q);
-        work.total.clear();
         let mut unit = None;
         self.for_each_block::<E>(tile.seq, item.head, &item.blocks, &mut |index, block| {
             let this = index / UNIT_BLOCKS;
@@ -68,17 +67,22 @@ impl Call<'_> {
         }
     }
 
-    /// Ends a unit: folds its state into the rows', or keeps it for the merge.
+    /// Ends a unit, if there is one: folds its state into the rows', or keeps it for the merge.
     fn close<E: KvElement>(&self, work: &mut Work<'_, E>, item: &Item, unit: Option<usize>) {
         let Some(unit) = unit else { return };
         work.sum_lanes();
-        let part = work.unit.as_part();
+        let nth = unit - item.blocks.start / UNIT_BLOCKS;
         let Some(first) = item.state else {
-            // SAFETY: the CPU has this table's tier.
-            unsafe { (self.kernels.table().attention.fold)(&mut work.total, part) };
+            if nth == 0 {
+                // A fold into nothing is a copy.
+                std::mem::swap(&mut work.total, &mut work.unit);
+            } else {
+                // SAFETY: the CPU has this table's tier.
+                unsafe { (self.kernels.table().attention.fold)(&mut work.total, work.unit.as_part()) };
+            }
             return;
         };
-        let index = first + unit - item.blocks.start / UNIT_BLOCKS;
+        let (index, part) = (first + nth, work.unit.as_part());
         // SAFETY: each unit of a split tile has a state of its own, which only its item writes.
         let mut kept = unsafe { self.states.alias() }.into_rows(index..index + 1);
         let (m, rest) = kept.row_mut(0).split_at_mut(part.m.len());

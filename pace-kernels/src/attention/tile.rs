@@ -117,6 +117,11 @@ impl Visible {
         clamp(next - self.window)..clamp(self.end.unwrap_or(next))
     }
 
+    /// Whether `rows` rows see all of the block.
+    pub(crate) fn whole(&self, rows: usize) -> bool {
+        self.range(0).end == KV_BLOCK && self.range(rows - 1).start == 0
+    }
+
     /// The tokens that the rows of a range see together.
     pub(crate) fn union(&self, rows: Range<usize>) -> Range<usize> {
         self.range(rows.start).start..self.range(rows.end - 1).end
@@ -225,5 +230,7 @@ mod tests {
         assert_eq!(window.union(1..7), 59..64);
         let full = Visible { end: Some(10), position: -5, ..causal };
         assert_eq!(full.union(0..4), 0..10);
+        assert!(!causal.whole(2) && Visible { position: 63, ..causal }.whole(900));
+        assert!(!Visible { position: 63, window: 64, ..causal }.whole(3));
     }
 }

@@ -6,6 +6,9 @@
 //! 16 registers. bf16 keys and values come in pairs of one 32-bit lane, so that a shift and a mask
 //! widen both, and no shuffle is needed.
 
+// A tile's loops index all of its arrays by row and vector.
+#![allow(clippy::needless_range_loop)]
+
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
@@ -131,10 +134,7 @@ fn dots<S: Simd, E: Stored, const MR: usize, const NV: usize>(
     }
     for r in 0..MR {
         let p = &mut step.p[(row + r) * KV_BLOCK + first..][..NV * S::F32_LANES];
-        let (p, _) = S::as_mut_simd_f32s(p);
-        for v in 0..NV {
-            p[v] = acc[r][v];
-        }
+        S::as_mut_simd_f32s(p).0.copy_from_slice(&acc[r]);
     }
 }
 
@@ -265,10 +265,7 @@ fn weigh<S: Simd, E: Stored, const MR: usize, const NV: usize>(
     }
     for r in 0..MR {
         let o = &mut step.o[(row + r) * w + group.start + first..][..NV * S::F32_LANES];
-        let (o, _) = S::as_mut_simd_f32s(o);
-        for v in 0..NV {
-            o[v] = acc[r][v];
-        }
+        S::as_mut_simd_f32s(o).0.copy_from_slice(&acc[r]);
     }
 }
 

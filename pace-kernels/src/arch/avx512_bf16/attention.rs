@@ -12,8 +12,10 @@
 //!
 //! A block is read front to back: its keys once for every 4 rows from L1 or L2, then its values.
 
+// A tile's loops index all of its arrays by row and vector.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use half::bf16;
 
@@ -34,77 +36,113 @@ const C: [f32; 4] = [0.693_124_2, 0.240_241, 0.055_906_426, 0.009_582_853];
 pub(super) fn step(mut step: Step<'_, bf16>) {
     step.check();
     let rows = step.rows();
+    let whole = step.visible.whole(rows);
+    let plain = whole && plain_factor(step.logits).is_some();
     let (quads, rest) = (rows / 4 * 4, rows % 4);
     for row in (0..quads).step_by(4) {
-        scores::<4>(&mut step, row);
+        if plain {
+            scores::<4, true>(&mut step, row);
+        } else {
+            scores::<4, false>(&mut step, row);
+        }
     }
-    match rest {
-        3 => scores::<3>(&mut step, quads),
-        2 => scores::<2>(&mut step, quads),
-        1 => scores::<1>(&mut step, quads),
+    match (rest, plain) {
+        (3, true) => scores::<3, true>(&mut step, quads),
+        (3, false) => scores::<3, false>(&mut step, quads),
+        (2, true) => scores::<2, true>(&mut step, quads),
+        (2, false) => scores::<2, false>(&mut step, quads),
+        (1, true) => scores::<1, true>(&mut step, quads),
+        (1, false) => scores::<1, false>(&mut step, quads),
         _ => {}
     }
     for start in (0..step.width()).step_by(V_GROUP) {
         match (step.width() - start).min(V_GROUP) {
-            64 => values::<4>(&mut step, start),
-            48 => values::<3>(&mut step, start),
-            32 => values::<2>(&mut step, start),
-            _ => values::<1>(&mut step, start),
+            64 => values::<4>(&mut step, start, whole),
+            48 => values::<3>(&mut step, start, whole),
+            32 => values::<2>(&mut step, start, whole),
+            _ => values::<1>(&mut step, start, whole),
         }
     }
 }
 
-/// The probabilities of MR rows from `row` on.
+/// The probabilities of MR rows from `row` on. PLAIN: the rows see all of the block, and scores are products
+/// times a factor above 0. (In one function, the rare cases would spill the accumulators of all.)
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn scores<const MR: usize>(step: &mut Step<'_, bf16>, row: usize) {
+fn scores<const MR: usize, const PLAIN: bool>(step: &mut Step<'_, bf16>, row: usize) {
     let d = step.head_dim;
     let q = &step.q[row * d..(row + MR) * d];
+    let vectors = if PLAIN { NT } else { step.visible.union(row..row + MR).end.div_ceil(16) };
     // SAFETY: q holds MR rows of d elements, and the block starts with d / 2 * 64 pairs of keys.
-    let mut x = unsafe { dots::<MR>(q.as_ptr(), d, step.block.as_ptr()) };
-    match step.logits {
-        Logits::Scaled { factor } => {
-            let factor = _mm512_set1_ps(factor);
-            for x in x.as_flattened_mut() {
-                *x = _mm512_mul_ps(*x, factor);
-            }
+    let mut x = unsafe {
+        match vectors {
+            1 => dots::<MR, 1>(q.as_ptr(), d, step.block.as_ptr()),
+            2 => dots::<MR, 2>(q.as_ptr(), d, step.block.as_ptr()),
+            3 => dots::<MR, 3>(q.as_ptr(), d, step.block.as_ptr()),
+            _ => dots::<MR, NT>(q.as_ptr(), d, step.block.as_ptr()),
         }
-        Logits::Capped { inner, cap } => {
-            for x in x.as_flattened_mut() {
-                *x = capped(*x, inner, cap);
-            }
+    };
+    if !PLAIN {
+        if plain_factor(step.logits).is_none() {
+            x = transformed::<MR>(x, step.logits);
         }
+        x = masked::<MR>(step, row, x);
     }
-    let seen: [Range<usize>; MR] = std::array::from_fn(|r| step.visible.range(row + r));
-    let all = seen.iter().all(|seen| seen.len() == KV_BLOCK);
-    if !all {
-        for r in 0..MR {
-            for v in 0..NT {
-                x[r][v] = _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), lanes(&seen[r], v), x[r][v]);
-            }
-        }
-    }
-    softmax::<MR>(step, row, x);
+    softmax::<MR, PLAIN>(step, row, x);
 }
 
-/// q K^T of MR rows with the 64 tokens of a block.
+/// -inf in place of the scores of tokens that a row does not see.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn masked<const MR: usize>(
+    step: &Step<'_, bf16>,
+    row: usize,
+    mut x: [[__m512; NT]; MR],
+) -> [[__m512; NT]; MR] {
+    let nothing = _mm512_set1_ps(f32::NEG_INFINITY);
+    for r in 0..MR {
+        let seen = step.visible.range(row + r);
+        let mask = (u64::MAX << seen.start) & (u64::MAX >> (KV_BLOCK - seen.end));
+        x[r] = [
+            _mm512_mask_mov_ps(nothing, mask as u16, x[r][0]),
+            _mm512_mask_mov_ps(nothing, (mask >> 16) as u16, x[r][1]),
+            _mm512_mask_mov_ps(nothing, (mask >> 32) as u16, x[r][2]),
+            _mm512_mask_mov_ps(nothing, (mask >> 48) as u16, x[r][3]),
+        ];
+    }
+    x
+}
+
+/// The factor of a score that is a product times a factor above 0.
+fn plain_factor(logits: Logits) -> Option<f32> {
+    match logits {
+        Logits::Scaled { factor } if factor > 0.0 => Some(factor),
+        _ => None,
+    }
+}
+
+/// q K^T of MR rows with the first 16 NV tokens of a block; 0 for the others.
 ///
 /// # Safety
 /// `q` points to MR rows of `d` elements, an even number, and `keys` to d / 2 rows of 64 pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn dots<const MR: usize>(q: *const bf16, d: usize, keys: *const bf16) -> [[__m512; NT]; MR] {
+unsafe fn dots<const MR: usize, const NV: usize>(
+    q: *const bf16,
+    d: usize,
+    keys: *const bf16,
+) -> [[__m512; NT]; MR] {
     let mut acc = [[_mm512_setzero_ps(); NT]; MR];
     for i in 0..d / 2 {
-        let mut k = [_mm512_setzero_si512(); NT];
-        for v in 0..NT {
+        let mut k = [_mm512_setzero_si512(); NV];
+        for v in 0..NV {
             // SAFETY: pairs [16 v, 16 v + 16) of row i < d / 2.
             k[v] = unsafe { _mm512_loadu_si512(keys.add((i * KV_BLOCK + v * 16) * 2).cast()) };
         }
         for r in 0..MR {
             // SAFETY: elements 2 i and 2 i + 1 < d of row r < MR.
             let q = unsafe { pair(q.add(r * d + 2 * i)) };
-            for v in 0..NT {
+            for v in 0..NV {
                 acc[r][v] = dp(acc[r][v], k[v], q);
             }
         }
@@ -112,10 +150,12 @@ unsafe fn dots<const MR: usize>(q: *const bf16, d: usize, keys: *const bf16) -> 
     acc
 }
 
-/// From scores (-inf where a token is not seen) to P, and the rows' maxima, sums and factors.
+/// From scores (not yet multiplied by a plain factor) to P, and the rows' maxima, sums and factors. The plain
+/// factor is above 0, so the largest score is the factor times the largest number.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn softmax<const MR: usize>(step: &mut Step<'_, bf16>, row: usize, x: [[__m512; NT]; MR]) {
+fn softmax<const MR: usize, const PLAIN: bool>(step: &mut Step<'_, bf16>, row: usize, x: [[__m512; NT]; MR]) {
+    let factor = _mm512_set1_ps(plain_factor(step.logits).unwrap_or(1.0));
     let mut m = [f32::NEG_INFINITY; 4];
     m[..MR].copy_from_slice(&step.m[row..row + MR]);
     let old = spread(m);
@@ -123,7 +163,7 @@ fn softmax<const MR: usize>(step: &mut Step<'_, bf16>, row: usize, x: [[__m512; 
     for r in 0..MR {
         max[r] = _mm512_max_ps(_mm512_max_ps(x[r][0], x[r][1]), _mm512_max_ps(x[r][2], x[r][3]));
     }
-    let new = _mm512_max_ps(old, row_maxima(max));
+    let new = _mm512_max_ps(old, _mm512_mul_ps(row_maxima(max), factor));
     let shrink = exp2(_mm512_sub_ps(old, new));
     step.m[row..row + MR].copy_from_slice(&gather(new)[..MR]);
     step.shrink[row..row + MR].copy_from_slice(&gather(shrink)[..MR]);
@@ -135,7 +175,7 @@ fn softmax<const MR: usize>(step: &mut Step<'_, bf16>, row: usize, x: [[__m512; 
     for r in 0..MR {
         let mut p = [_mm512_setzero_ps(); NT];
         for v in 0..NT {
-            p[v] = exp2(_mm512_sub_ps(x[r][v], new[r]));
+            p[v] = exp2(_mm512_sub_ps(_mm512_mul_ps(x[r][v], factor), new[r]));
         }
         let sum = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
         let lanes = &mut lanes[r * SUM_LANES..(r + 1) * SUM_LANES];
@@ -154,16 +194,16 @@ fn softmax<const MR: usize>(step: &mut Step<'_, bf16>, row: usize, x: [[__m512; 
 /// o = o * shrink + P V for the group of 16 NV dimensions from `start` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn values<const NV: usize>(step: &mut Step<'_, bf16>, start: usize) {
+fn values<const NV: usize>(step: &mut Step<'_, bf16>, start: usize, whole: bool) {
     let rows = step.rows();
     let (quads, rest) = (rows / 4 * 4, rows % 4);
     for row in (0..quads).step_by(4) {
-        weigh::<4, NV>(step, row, start);
+        weigh::<4, NV>(step, row, start, whole);
     }
     match rest {
-        3 => weigh::<3, NV>(step, quads, start),
-        2 => weigh::<2, NV>(step, quads, start),
-        1 => weigh::<1, NV>(step, quads, start),
+        3 => weigh::<3, NV>(step, quads, start, whole),
+        2 => weigh::<2, NV>(step, quads, start, whole),
+        1 => weigh::<1, NV>(step, quads, start, whole),
         _ => {}
     }
 }
@@ -171,9 +211,9 @@ fn values<const NV: usize>(step: &mut Step<'_, bf16>, start: usize) {
 /// MR rows of such a group.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn weigh<const MR: usize, const NV: usize>(step: &mut Step<'_, bf16>, row: usize, start: usize) {
+fn weigh<const MR: usize, const NV: usize>(step: &mut Step<'_, bf16>, row: usize, start: usize, whole: bool) {
     let w = step.width();
-    let seen = step.visible.union(row..row + MR);
+    let seen = if whole { 0..KV_BLOCK } else { step.visible.union(row..row + MR) };
     let pairs = seen.start / 2..seen.end.div_ceil(2);
     let p = step.p[row * KV_BLOCK..(row + MR) * KV_BLOCK].as_ptr();
     let values = step.block[(step.head_dim + start) * KV_BLOCK..][..16 * NV * KV_BLOCK].as_ptr();
@@ -207,12 +247,6 @@ fn weigh<const MR: usize, const NV: usize>(step: &mut Step<'_, bf16>, row: usize
             unsafe { _mm512_storeu_ps(o.add(r * w + start + v * 16), acc[r][v]) };
         }
     }
-}
-
-/// The lanes of vector `v` of a row of scores that are in a range.
-fn lanes(seen: &Range<usize>, v: usize) -> u16 {
-    let below = |end: usize| (1u32 << end.saturating_sub(16 * v).min(16)) - 1;
-    (below(seen.end) & !below(seen.start)) as u16
 }
 
 /// acc + the products of both halves of each lane.
@@ -298,7 +332,22 @@ fn exp2(x: __m512) -> __m512 {
     _mm512_scalef_ps(p, _mm512_sub_ps(x, f))
 }
 
+/// The scores of products of query and key, in units of ln 2. Not inlined, because it would spill the
+/// accumulators of those who do not need it.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn transformed<const MR: usize>(mut x: [[__m512; NT]; MR], logits: Logits) -> [[__m512; NT]; MR] {
+    for x in x.as_flattened_mut() {
+        *x = match logits {
+            Logits::Scaled { factor } => _mm512_mul_ps(*x, _mm512_set1_ps(factor)),
+            Logits::Capped { inner, cap } => capped(*x, inner, cap),
+        };
+    }
+    x
+}
+
 /// cap * tanh(x * inner).
+#[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn capped(x: __m512, inner: f32, cap: f32) -> __m512 {
     let x = _mm512_mul_ps(x, _mm512_set1_ps(inner));

@@ -37,8 +37,7 @@ impl<'a> Known<'a> {
         let mut store = Store::new(self.dtype, &params);
         store.push(&params, &self.tokens, past + new);
         let rows = past * self.cols()..(past + new) * self.cols();
-        let out =
-            Setup { kernels, par, params }.run(&store, &[segment(past, new)], &self.tokens.q[rows.clone()]);
+        let out = Setup { kernels, par, params }.run(&store, &[segment(past, new)], &self.tokens.q[rows]);
         self.assert_same(&out, past, &format!("{new} tokens, {} threads", par.threads()));
     }
 
