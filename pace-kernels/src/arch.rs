@@ -1,10 +1,10 @@
 //! The tiers: what each one overrides, and the shims that give the generic bodies their features.
 
 /// Makes a tier's shims: for each kernel a function with the tier's target features whose body is
-/// the generic one, and `SHIMS`, the table of them. `$token` is the tier's pulp token, `$attr` its
-/// `target_feature` attribute.
+/// the generic one, and `SHIMS`, the table of them. `$token` is the tier's pulp token, `$lanes` its
+/// lanes for tiles, `$attr` its `target_feature` attribute.
 macro_rules! shims {
-    ([$(#[$attr:meta])?] $token:expr) => {
+    ([$(#[$attr:meta])?] $token:expr, $lanes:expr) => {
         $(#[$attr])?
         fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
             generic::convert::widen_bf16(src, dst);
@@ -18,20 +18,38 @@ macro_rules! shims {
             generic::convert::deinterleave_bf16(src, even, odd);
         }
         $(#[$attr])?
-        fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-            generic::norm::rms_norm($token, x, weight, eps, out);
+        fn norm(norm: &RowNorm<'_>, x: ActRef<'_>, out: ActMut<'_>) {
+            generic::norm::norm($token, norm, x, out);
         }
         $(#[$attr])?
-        fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
-            generic::norm::layer_norm($token, x, weight, bias, eps, out);
+        fn add_norm(norm: &RowNorm<'_>, x: ActMut<'_>, r: ActRef<'_>, out: ActMut<'_>) {
+            generic::norm::add_norm($token, norm, x, r, out);
         }
         $(#[$attr])?
-        fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {
-            generic::rope::rope_half($token, x, cos, sin);
+        fn norm_quantize(
+            norm: &RowNorm<'_>,
+            x: ActRef<'_>,
+            dtype: DType,
+            scratch: &mut [f32],
+            out: generic::quantize::Out<'_>,
+        ) {
+            generic::norm::norm_quantize($token, norm, x, dtype, scratch, out);
         }
         $(#[$attr])?
-        fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) {
-            generic::rope::rope_interleaved(x, cos, sin);
+        fn quantize_f32(src: &[f32], out: generic::quantize::Out<'_>) {
+            generic::quantize::groups($token, src, out);
+        }
+        $(#[$attr])?
+        fn quantize_bf16(src: &[bf16], out: generic::quantize::Out<'_>) {
+            generic::quantize::groups($token, src, out);
+        }
+        $(#[$attr])?
+        fn rope_half(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+            generic::rope::rope_half($token, x, head_dim, cos, sin);
+        }
+        $(#[$attr])?
+        fn rope_interleaved(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+            generic::rope::rope_interleaved(x, head_dim, cos, sin);
         }
         $(#[$attr])?
         fn activate(kind: Activation, x: &mut [f32]) {
@@ -85,13 +103,35 @@ macro_rules! shims {
         fn attention_finish(m: f32, l: f32, sink: f32, o: &mut [f32]) {
             generic::attention::finish($token, m, l, sink, o);
         }
+        $(#[$attr])?
+        fn finish_row(sums: &mut [f32], epilogue: &RowEpilogue<'_>, out: RowMut<'_>) {
+            generic::epilogue::finish_row($token, sums, epilogue, out);
+        }
+        /// # Safety
+        /// The CPU has this tier; what `t` describes is accessible.
+        $(#[$attr])?
+        unsafe fn gemm_tile(kind: TileKind, t: &TileArgs) {
+            // SAFETY: passed on to the caller.
+            unsafe { generic::tile::tile($lanes, kind, t) }
+        }
+        $(#[$attr])?
+        fn probe_peak(kind: TileKind, rounds: usize) -> u64 {
+            generic::probe::peak($lanes, kind, rounds)
+        }
+        $(#[$attr])?
+        fn probe_read(x: &[f32]) -> f32 {
+            generic::probe::read($token, x)
+        }
         const SHIMS: Table = Table {
             widen_bf16,
             widen_f16: crate::arch::scalar::widen_f16,
             narrow_bf16,
             deinterleave_bf16,
-            rms_norm,
-            layer_norm,
+            norm,
+            add_norm,
+            norm_quantize,
+            quantize_f32,
+            quantize_bf16,
             rope_half,
             rope_interleaved,
             activate,
@@ -109,6 +149,10 @@ macro_rules! shims {
                 fold: attention_fold,
                 finish: attention_finish,
             },
+            finish_row,
+            gemm_tile,
+            probe_peak,
+            probe_read,
         };
     };
 }

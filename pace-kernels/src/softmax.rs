@@ -39,21 +39,6 @@ impl Kernels {
         f64::from(max) + sum.ln()
     }
 
-    /// The index of the largest element, the first one of equals. NaN never wins; without a number
-    /// in the row the result is 0.
-    pub fn argmax(&self, x: &[f32]) -> usize {
-        /// Elements that are compared without a branch between them.
-        const BLOCK: usize = 64;
-        let max = self.max(x);
-        for (i, block) in x.chunks(BLOCK).enumerate() {
-            if block.iter().fold(false, |found, &x| found | (x == max)) {
-                let within = block.iter().position(|&x| x == max).unwrap_or(0);
-                return i * BLOCK + within;
-            }
-        }
-        0
-    }
-
     /// The largest element; NaN is passed over. -inf without any.
     pub fn max(&self, x: &[f32]) -> f32 {
         // SAFETY: the CPU has this table's tier.

@@ -3,7 +3,10 @@
 use half::{bf16, f16};
 
 use crate::attention::AttentionTiles;
-use crate::{Activation, Isa, MatRef, arch};
+use crate::gemm::epilogue::{RowEpilogue, RowMut};
+use crate::gemm::tile::{TileArgs, TileKind};
+use crate::generic::quantize;
+use crate::{ActMut, ActRef, Activation, DType, Isa, MatRef, RowNorm, arch};
 
 /// The kernels of one instruction-set tier.
 ///
@@ -58,17 +61,20 @@ impl std::fmt::Debug for Kernels {
 /// # Safety
 /// Each may only be called on a CPU that has the tier; having it from a [`Kernels`] proves that.
 /// Lengths are checked by the methods of `Kernels`; a wrong one gives a wrong result or a panic,
-/// never an access out of bounds.
+/// never an access out of bounds, unless the entry says so.
 #[allow(clippy::type_complexity)] // A table of signatures is read column by column; aliases would hide them.
 pub(crate) struct Table {
     pub(crate) widen_bf16: unsafe fn(&[bf16], &mut [f32]),
     pub(crate) widen_f16: unsafe fn(&[f16], &mut [f32]),
     pub(crate) narrow_bf16: unsafe fn(&[f32], &mut [bf16]),
     pub(crate) deinterleave_bf16: unsafe fn(&[bf16], &mut [f32], &mut [f32]),
-    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    pub(crate) layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
-    pub(crate) rope_half: unsafe fn(&mut [f32], &[f32], &[f32]),
-    pub(crate) rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(crate) norm: unsafe fn(&RowNorm<'_>, ActRef<'_>, ActMut<'_>),
+    pub(crate) add_norm: unsafe fn(&RowNorm<'_>, ActMut<'_>, ActRef<'_>, ActMut<'_>),
+    pub(crate) norm_quantize: unsafe fn(&RowNorm<'_>, ActRef<'_>, DType, &mut [f32], quantize::Out<'_>),
+    pub(crate) quantize_f32: unsafe fn(&[f32], quantize::Out<'_>),
+    pub(crate) quantize_bf16: unsafe fn(&[bf16], quantize::Out<'_>),
+    pub(crate) rope_half: unsafe fn(&mut [f32], usize, &[f32], &[f32]),
+    pub(crate) rope_interleaved: unsafe fn(&mut [f32], usize, &[f32], &[f32]),
     pub(crate) activate: unsafe fn(Activation, &mut [f32]),
     pub(crate) act_mul: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
     pub(crate) max: unsafe fn(&[f32]) -> f32,
@@ -79,6 +85,11 @@ pub(crate) struct Table {
     pub(crate) gemv_nt_bf16: unsafe fn(&[f32], MatRef<'_, bf16>, &mut [f32]),
     pub(crate) gemv_nn: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
     pub(crate) attention: AttentionTiles,
+    pub(crate) finish_row: unsafe fn(&mut [f32], &RowEpilogue<'_>, RowMut<'_>),
+    /// What the arguments describe must be accessible, too.
+    pub(crate) gemm_tile: unsafe fn(TileKind, &TileArgs),
+    pub(crate) probe_peak: unsafe fn(TileKind, usize) -> u64,
+    pub(crate) probe_read: unsafe fn(&[f32]) -> f32,
 }
 
 #[cfg(target_arch = "x86_64")]

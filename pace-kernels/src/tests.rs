@@ -3,10 +3,19 @@
 mod activation;
 mod attention;
 mod convert;
+mod embed;
 mod gemm;
+#[cfg(unix)]
+mod guard;
+#[cfg(target_arch = "x86_64")]
+mod jit;
 mod kv;
+mod library;
 mod norm;
 mod pool;
+#[cfg(unix)]
+mod quantize;
+mod select;
 mod softmax;
 mod weights;
 

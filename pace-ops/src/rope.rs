@@ -86,9 +86,8 @@ impl AngleTable<'_> {
         tile: &mut MatMut<'_, f32>,
     ) {
         for i in 0..tile.rows() {
-            for head in tile.row_mut(i)[..rotated].chunks_exact_mut(head_dim) {
-                kernels.rope_half(head, self.cos.row(i), self.sin.row(i));
-            }
+            let heads = &mut tile.row_mut(i)[..rotated];
+            kernels.rope_half(heads, head_dim, self.cos.row(i), self.sin.row(i));
         }
     }
 }

@@ -1,13 +1,11 @@
 //! Activation functions over vectors, one type for each.
 
-use pulp::Simd;
-
-use super::exp::exp;
+use super::lanes::Lanes;
 use crate::Activation;
 
 /// out = act(gate) * up.
 #[inline(always)]
-pub(crate) fn act_mul<S: Simd>(simd: S, kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub(crate) fn act_mul<S: Lanes>(simd: S, kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     match kind {
         Activation::Silu => map_mul(simd, Silu, gate, up, out),
         Activation::Gelu => map_mul(simd, Gelu, gate, up, out),
@@ -18,7 +16,7 @@ pub(crate) fn act_mul<S: Simd>(simd: S, kind: Activation, gate: &[f32], up: &[f3
 
 /// x = act(x).
 #[inline(always)]
-pub(crate) fn activate<S: Simd>(simd: S, kind: Activation, x: &mut [f32]) {
+pub(crate) fn activate<S: Lanes>(simd: S, kind: Activation, x: &mut [f32]) {
     match kind {
         Activation::Silu => map(simd, Silu, x),
         Activation::Gelu => map(simd, Gelu, x),
@@ -28,11 +26,11 @@ pub(crate) fn activate<S: Simd>(simd: S, kind: Activation, x: &mut [f32]) {
 }
 
 trait Unary: Copy {
-    fn apply<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s;
+    fn apply<S: Lanes>(self, simd: S, x: S::f32s) -> S::f32s;
 }
 
 #[inline(always)]
-fn map<S: Simd>(simd: S, f: impl Unary, x: &mut [f32]) {
+fn map<S: Lanes>(simd: S, f: impl Unary, x: &mut [f32]) {
     let (head, tail) = S::as_mut_simd_f32s(x);
     for x in head {
         *x = f.apply(simd, *x);
@@ -44,7 +42,7 @@ fn map<S: Simd>(simd: S, f: impl Unary, x: &mut [f32]) {
 }
 
 #[inline(always)]
-fn map_mul<S: Simd>(simd: S, f: impl Unary, gate: &[f32], up: &[f32], out: &mut [f32]) {
+fn map_mul<S: Lanes>(simd: S, f: impl Unary, gate: &[f32], up: &[f32], out: &mut [f32]) {
     let (gates, gate_tail) = S::as_simd_f32s(gate);
     let (ups, up_tail) = S::as_simd_f32s(up);
     let (outs, out_tail) = S::as_mut_simd_f32s(out);
@@ -62,24 +60,28 @@ struct Silu;
 
 impl Unary for Silu {
     #[inline(always)]
-    fn apply<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
+    fn apply<S: Lanes>(self, simd: S, x: S::f32s) -> S::f32s {
         times_sigmoid(simd, x, x)
     }
 }
 
 #[derive(Clone, Copy)]
-struct GeluTanh;
+pub(crate) struct GeluTanh;
+
+impl GeluTanh {
+    pub(crate) const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
+    pub(crate) const CUBIC: f32 = 0.044_715;
+}
 
 impl Unary for GeluTanh {
     /// (1 + tanh u) / 2 = sigmoid(2u), with u = sqrt(2 / pi) (x + 0.044715 x^3).
     #[inline(always)]
-    fn apply<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
-        const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
+    fn apply<S: Lanes>(self, simd: S, x: S::f32s) -> S::f32s {
         let x2 = simd.mul_f32s(x, x);
         let slope = simd.mul_add_e_f32s(
             x2,
-            simd.splat_f32s(TWICE_SQRT_2_OVER_PI * 0.044_715),
-            simd.splat_f32s(TWICE_SQRT_2_OVER_PI),
+            simd.splat_f32s(Self::TWICE_SQRT_2_OVER_PI * Self::CUBIC),
+            simd.splat_f32s(Self::TWICE_SQRT_2_OVER_PI),
         );
         times_sigmoid(simd, x, simd.mul_f32s(x, slope))
     }
@@ -91,24 +93,25 @@ struct Relu;
 impl Unary for Relu {
     /// NaN stays NaN.
     #[inline(always)]
-    fn apply<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
+    fn apply<S: Lanes>(self, simd: S, x: S::f32s) -> S::f32s {
         let zero = simd.splat_f32s(0.0);
         simd.select_f32s(simd.less_than_f32s(x, zero), zero, x)
     }
 }
 
 #[derive(Clone, Copy)]
-struct Gelu;
+pub(crate) struct Gelu;
 
 impl Gelu {
     /// (Phi(x) - 1/2) / x as a polynomial in x^2 on |x| <= 1, where Phi is the normal distribution
     /// function. Fitted here by Lawson's iteration: error of Phi 7.6e-9.
-    const CENTRE: [f32; 5] = [0.398_942_2, -0.066_488_7, 0.009_964_033, -0.001_165_147_4, 0.000_092_366_805];
+    pub(crate) const CENTRE: [f32; 5] =
+        [0.398_942_2, -0.066_488_7, 0.009_964_033, -0.001_165_147_4, 0.000_092_366_805];
 
     /// (a + 3) (1 - Phi(a)) e^(a^2 / 2) as a polynomial in (a - 3) / (a + 3), a >= 0. The map takes
     /// [0, inf) to [-1, 1), where the function is smooth, so few and small coefficients do. Fitted
     /// likewise: relative error 8.5e-8.
-    const TAIL: [f32; 10] = [
+    pub(crate) const TAIL: [f32; 10] = [
         0.729_083_8,
         -0.509_331_9,
         0.230_014_34,
@@ -121,16 +124,19 @@ impl Gelu {
         0.000_119_581_94,
     ];
 
+    /// Beyond, 1 - Phi is 0.
+    pub(crate) const CAP: f32 = 20.0;
+
     /// 1 - Phi(a) for a >= 0.
     #[inline(always)]
-    fn tail<S: Simd>(simd: S, a: S::f32s) -> S::f32s {
-        // Beyond 20 it is 0; the cap keeps infinity out of the quotient. NaN passes.
-        let cap = simd.splat_f32s(20.0);
+    fn tail<S: Lanes>(simd: S, a: S::f32s) -> S::f32s {
+        // The cap keeps infinity out of the quotient. NaN passes.
+        let cap = simd.splat_f32s(Self::CAP);
         let a = simd.select_f32s(simd.greater_than_f32s(a, cap), cap, a);
         let three = simd.splat_f32s(3.0);
         let inverse = simd.div_f32s(simd.splat_f32s(1.0), simd.add_f32s(a, three));
         let u = simd.mul_f32s(simd.sub_f32s(a, three), inverse);
-        let gauss = exp(simd, simd.mul_f32s(simd.mul_f32s(a, a), simd.splat_f32s(-0.5)));
+        let gauss = simd.exp(simd.mul_f32s(simd.mul_f32s(a, a), simd.splat_f32s(-0.5)));
         simd.mul_f32s(simd.mul_f32s(polynomial(simd, &Self::TAIL, u), inverse), gauss)
     }
 }
@@ -139,7 +145,7 @@ impl Unary for Gelu {
     /// x Phi(x), where Phi(x) = (1 + erf(x / sqrt 2)) / 2. Outside of |x| <= 1 the tail 1 - Phi(|x|) is
     /// computed first, so that negative x lose nothing by cancellation.
     #[inline(always)]
-    fn apply<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
+    fn apply<S: Lanes>(self, simd: S, x: S::f32s) -> S::f32s {
         let one = simd.splat_f32s(1.0);
         let negative = simd.less_than_f32s(x, simd.splat_f32s(0.0));
         let a = simd.select_f32s(negative, simd.sub_f32s(simd.splat_f32s(0.0), x), x);
@@ -155,7 +161,7 @@ impl Unary for Gelu {
 
 /// c[0] + c[1] x + c[2] x^2 + ...
 #[inline(always)]
-fn polynomial<S: Simd, const N: usize>(simd: S, c: &[f32; N], x: S::f32s) -> S::f32s {
+fn polynomial<S: Lanes, const N: usize>(simd: S, c: &[f32; N], x: S::f32s) -> S::f32s {
     let mut p = simd.splat_f32s(c[N - 1]);
     for i in (0..N - 1).rev() {
         p = simd.mul_add_e_f32s(p, x, simd.splat_f32s(c[i]));
@@ -165,7 +171,7 @@ fn polynomial<S: Simd, const N: usize>(simd: S, c: &[f32; N], x: S::f32s) -> S::
 
 /// x / (1 + e^-u). For large -u the divisor is infinite and the result 0.
 #[inline(always)]
-fn times_sigmoid<S: Simd>(simd: S, x: S::f32s, u: S::f32s) -> S::f32s {
-    let e = exp(simd, simd.sub_f32s(simd.splat_f32s(0.0), u));
+fn times_sigmoid<S: Lanes>(simd: S, x: S::f32s, u: S::f32s) -> S::f32s {
+    let e = simd.exp(simd.sub_f32s(simd.splat_f32s(0.0), u));
     simd.div_f32s(x, simd.add_f32s(simd.splat_f32s(1.0), e))
 }

@@ -23,7 +23,7 @@ use crate::attention::{KvElement, Logits, Part, SUM_LANES, State, Step};
 const V_GROUP: usize = 64;
 
 /// An element type as the vectors of a tier read it.
-pub(crate) trait Stored: KvElement {
+pub(crate) trait KvLanes: KvElement {
     /// Elements of one lane: consecutive dimensions of keys, consecutive tokens of values.
     const PAIR: usize;
 
@@ -34,7 +34,7 @@ pub(crate) trait Stored: KvElement {
     fn round<S: Simd>(simd: S, p: S::f32s) -> S::f32s;
 }
 
-impl Stored for f32 {
+impl KvLanes for f32 {
     const PAIR: usize = 1;
 
     #[inline(always)]
@@ -49,7 +49,7 @@ impl Stored for f32 {
     }
 }
 
-impl Stored for bf16 {
+impl KvLanes for bf16 {
     const PAIR: usize = 2;
 
     #[inline(always)]
@@ -76,7 +76,7 @@ impl Stored for bf16 {
 
 /// See [`Step`].
 #[inline(always)]
-pub(crate) fn step<S: Simd, E: Stored>(simd: S, mut step: Step<'_, E>) {
+pub(crate) fn step<S: Simd, E: KvLanes>(simd: S, mut step: Step<'_, E>) {
     if S::F32_LANES == 8 {
         scores::<S, E, 2>(simd, &mut step);
     } else {
@@ -94,7 +94,7 @@ pub(crate) fn step<S: Simd, E: Stored>(simd: S, mut step: Step<'_, E>) {
 
 /// p = q K^T, NV vectors of tokens at a time.
 #[inline(always)]
-fn scores<S: Simd, E: Stored, const NV: usize>(simd: S, step: &mut Step<'_, E>) {
+fn scores<S: Simd, E: KvLanes, const NV: usize>(simd: S, step: &mut Step<'_, E>) {
     let quads = step.rows() / 4 * 4;
     for first in (0..KV_BLOCK).step_by(NV * S::F32_LANES) {
         for row in (0..quads).step_by(4) {
@@ -108,7 +108,7 @@ fn scores<S: Simd, E: Stored, const NV: usize>(simd: S, step: &mut Step<'_, E>) 
 
 /// The scores of MR rows with the tokens from `first` on.
 #[inline(always)]
-fn dots<S: Simd, E: Stored, const MR: usize, const NV: usize>(
+fn dots<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
     simd: S,
     step: &mut Step<'_, E>,
     row: usize,
@@ -140,7 +140,7 @@ fn dots<S: Simd, E: Stored, const MR: usize, const NV: usize>(
 
 /// Turns a row of scores into probabilities against the running maximum, and adds them up.
 #[inline(always)]
-fn softmax<S: Simd, E: Stored>(simd: S, step: &mut Step<'_, E>, row: usize) {
+fn softmax<S: Simd, E: KvLanes>(simd: S, step: &mut Step<'_, E>, row: usize) {
     let visible = step.visible.range(row);
     let p = &mut step.p[row * KV_BLOCK..][..KV_BLOCK];
     let (head, _) = S::as_mut_simd_f32s(p);
@@ -196,7 +196,7 @@ fn logit<S: Simd>(simd: S, x: S::f32s, logits: Logits) -> S::f32s {
 
 /// o = o * shrink + p V.
 #[inline(always)]
-fn values<S: Simd, E: Stored, const NV: usize>(simd: S, step: &mut Step<'_, E>) {
+fn values<S: Simd, E: KvLanes, const NV: usize>(simd: S, step: &mut Step<'_, E>) {
     let (rows, width) = (step.rows(), step.width());
     let quads = rows / 4 * 4;
     for group in (0..width).step_by(V_GROUP) {
@@ -212,7 +212,7 @@ fn values<S: Simd, E: Stored, const NV: usize>(simd: S, step: &mut Step<'_, E>) 
 
 /// MR rows of one group of dimensions.
 #[inline(always)]
-fn weigh_group<S: Simd, E: Stored, const MR: usize, const NV: usize>(
+fn weigh_group<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
     simd: S,
     step: &mut Step<'_, E>,
     row: usize,
@@ -231,7 +231,7 @@ fn weigh_group<S: Simd, E: Stored, const MR: usize, const NV: usize>(
 
 /// MR rows of the NV vectors from `first` on in a group of dimensions.
 #[inline(always)]
-fn weigh<S: Simd, E: Stored, const MR: usize, const NV: usize>(
+fn weigh<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
     simd: S,
     step: &mut Step<'_, E>,
     row: usize,

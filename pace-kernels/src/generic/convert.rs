@@ -2,12 +2,7 @@
 
 use half::{bf16, f16};
 
-#[inline(always)]
-pub(crate) fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
-    for (dst, src) in dst.iter_mut().zip(src) {
-        *dst = f32::from_bits(u32::from(src.to_bits()) << 16);
-    }
-}
+use super::lanes::Stored;
 
 #[inline(always)]
 pub(crate) fn widen_f16(src: &[f16], dst: &mut [f32]) {
@@ -16,16 +11,28 @@ pub(crate) fn widen_f16(src: &[f16], dst: &mut [f32]) {
     }
 }
 
-/// Round to nearest, ties to even. A NaN keeps its upper bits and becomes quiet: rounding could
-/// carry it into infinity.
+/// The bits of the nearest bf16, ties to even. A NaN keeps its upper bits and becomes quiet: rounding
+/// could carry it into infinity.
+#[inline(always)]
+pub(crate) fn nearest_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    bf16::from_bits(if is_nan { quiet } else { rounded } as u16)
+}
+
+#[inline(always)]
+pub(crate) fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
+    for (dst, src) in dst.iter_mut().zip(src) {
+        *dst = src.widen();
+    }
+}
+
 #[inline(always)]
 pub(crate) fn narrow_bf16(src: &[f32], dst: &mut [bf16]) {
-    for (dst, src) in dst.iter_mut().zip(src) {
-        let bits = src.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        let quiet = (bits >> 16) | 0x40;
-        let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
-        *dst = bf16::from_bits(if is_nan { quiet } else { rounded } as u16);
+    for (dst, &src) in dst.iter_mut().zip(src) {
+        *dst = nearest_bf16(src);
     }
 }
 

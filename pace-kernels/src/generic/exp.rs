@@ -5,17 +5,17 @@ use pulp::Simd;
 /// Below this, the result is 0: about 1e-38, the smallest normal number.
 pub(crate) const EXP_LOW: f32 = -86.9;
 /// Above this, the result is infinite. (It is already above ln(f32::MAX) = 88.72.)
-const EXP_HIGH: f32 = 89.0;
+pub(crate) const EXP_HIGH: f32 = 89.0;
 
 /// ln 2 in two parts; the first one has few bits, so that its product with an exponent is exact.
-const LN_2_HI: f32 = 0.693_145_75;
-const LN_2_LO: f32 = 1.428_606_8e-6;
+pub(crate) const LN_2_HI: f32 = 0.693_145_75;
+pub(crate) const LN_2_LO: f32 = 1.428_606_8e-6;
 
 /// 1.5 * 2^23: adding it rounds to an integer, which then sits in the low mantissa bits.
 const ROUND: f32 = 12_582_912.0;
 
 /// (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, fitted here for the least relative error of e^r: 1.1e-7.
-const C: [f32; 4] = [0.499_992_3, 0.166_671_16, 0.041_890_56, 0.008_312_486];
+pub(crate) const C: [f32; 4] = [0.499_992_3, 0.166_671_16, 0.041_890_56, 0.008_312_486];
 
 /// e^x, relative error at most 3e-7.
 ///

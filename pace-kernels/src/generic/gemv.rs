@@ -3,6 +3,7 @@
 use half::bf16;
 use pulp::Simd;
 
+use super::lanes::Lanes;
 use crate::MatRef;
 
 /// c[j] (+)= a . w.row(j): four rows of `w` at a time, two accumulators for each.
@@ -26,7 +27,7 @@ pub(crate) fn gemv_nt<S: Simd>(simd: S, a: &[f32], w: MatRef<'_, f32>, c: &mut [
 
 /// c[j] = a . w.row(j) with bf16 weights, widened in registers.
 #[inline(always)]
-pub(crate) fn gemv_nt_bf16<S: LoadBf16>(simd: S, a: &[f32], w: MatRef<'_, bf16>, c: &mut [f32]) {
+pub(crate) fn gemv_nt_bf16<S: Lanes>(simd: S, a: &[f32], w: MatRef<'_, bf16>, c: &mut [f32]) {
     let (quads, rest) = c.as_chunks_mut::<4>();
     let mut j = 0;
     for quad in quads {
@@ -37,12 +38,6 @@ pub(crate) fn gemv_nt_bf16<S: LoadBf16>(simd: S, a: &[f32], w: MatRef<'_, bf16>,
         [*c] = dots_bf16(simd, a, [w.row(j)]);
         j += 1;
     }
-}
-
-/// A tier's way to read a vector of bf16, which `pulp` lacks.
-pub(crate) trait LoadBf16: Simd {
-    /// The first `F32_LANES` elements of `src`, which has at least as many, as f32.
-    fn load_bf16(self, src: &[bf16]) -> Self::f32s;
 }
 
 /// c (+)= a[0] * b.row(0) + a[1] * b.row(1) + ..., four rows of `b` at a time.
@@ -95,7 +90,7 @@ fn dots<S: Simd, const R: usize>(simd: S, a: &[f32], rows: [&[f32]; R]) -> [f32;
 }
 
 #[inline(always)]
-fn dots_bf16<S: LoadBf16, const R: usize>(simd: S, a: &[f32], rows: [&[bf16]; R]) -> [f32; R] {
+fn dots_bf16<S: Lanes, const R: usize>(simd: S, a: &[f32], rows: [&[bf16]; R]) -> [f32; R] {
     let (a_head, a_tail) = S::as_simd_f32s(a);
     let mut acc = [simd.splat_f32s(0.0); R];
     for (i, &a) in a_head.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use pulp::Simd;
 
-use super::exp::exp;
+use super::lanes::Lanes;
 use super::norm::reduce;
 
 /// The largest element; NaN is passed over. -inf without any.
@@ -31,24 +31,24 @@ fn larger<S: Simd>(simd: S, x: S::f32s, max: S::f32s) -> S::f32s {
 
 /// x = e^(x - shift); returns the sum.
 #[inline(always)]
-pub(crate) fn exp_sub<S: Simd>(simd: S, x: &mut [f32], shift: f32) -> f32 {
+pub(crate) fn exp_sub<S: Lanes>(simd: S, x: &mut [f32], shift: f32) -> f32 {
     let shifts = simd.splat_f32s(shift);
     let (head, tail) = S::as_mut_simd_f32s(x);
     let (quads, rest) = head.as_chunks_mut::<4>();
     let mut acc = [simd.splat_f32s(0.0); 4];
     for quad in quads {
         for i in 0..4 {
-            quad[i] = exp(simd, simd.sub_f32s(quad[i], shifts));
+            quad[i] = simd.exp(simd.sub_f32s(quad[i], shifts));
             acc[i] = simd.add_f32s(acc[i], quad[i]);
         }
     }
     for x in rest {
-        *x = exp(simd, simd.sub_f32s(*x, shifts));
+        *x = simd.exp(simd.sub_f32s(*x, shifts));
         acc[0] = simd.add_f32s(acc[0], *x);
     }
     let mut total = reduce(simd, acc);
     if !tail.is_empty() {
-        let e = exp(simd, simd.sub_f32s(simd.partial_load_f32s(tail), shifts));
+        let e = simd.exp(simd.sub_f32s(simd.partial_load_f32s(tail), shifts));
         simd.partial_store_f32s(tail, e);
         total += tail.iter().sum::<f32>();
     }

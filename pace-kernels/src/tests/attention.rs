@@ -1,6 +1,7 @@
 //! Flash attention at every tier: against an f64 reference, and the same bits however it is cut.
 
 mod bits;
+mod guard;
 mod reference;
 
 use std::ops::Range;

@@ -100,27 +100,6 @@ fn log_sum_exp_follows_the_reference() {
 }
 
 #[test]
-fn argmax_takes_the_first_of_equals_and_never_nan() {
-    for kernels in tiers() {
-        for len in [1usize, 2, 15, 16, 17, 63, 64, 65, 200, 1000] {
-            for at in [0, len / 3, len - 1] {
-                let mut row = vec![-1.0; len];
-                row[at..].fill(2.0);
-                assert_eq!(kernels.argmax(&row), at);
-                row.fill(f32::NAN);
-                assert_eq!(kernels.argmax(&row), 0);
-                row[at] = -5.0;
-                assert_eq!((kernels.argmax(&row), kernels.max(&row)), (at, -5.0), "{kernels:?}");
-                row.fill(f32::NEG_INFINITY);
-                assert_eq!(kernels.argmax(&row), 0);
-            }
-        }
-        assert_eq!(kernels.argmax(&[]), 0);
-        assert_eq!(kernels.argmax(&[-0.0, 0.0]), 0);
-    }
-}
-
-#[test]
 fn sums_and_scalings() {
     with_rows(100, |kernels, row| {
         let mut out = row.to_vec();

@@ -1,0 +1,51 @@
+//! Activations to int8, for the integer matrix products.
+
+use half::bf16;
+
+use crate::generic::quantize::Out;
+use crate::{DType, Element, Kernels};
+
+impl Kernels {
+    /// Quantises a row in groups of `group` elements, the last of which may be shorter:
+    /// `values = round(x * (127 / amax))`, ties to even, and `scales = amax / 127`, where amax is the
+    /// group's largest magnitude; `sums` are the sums of the values. x is about `value * scale`, within
+    /// half a scale. The same bits on every tier.
+    ///
+    /// A group with nothing above 1.5e-36 has values, sum and scale 0. A group with a NaN has the
+    /// scale NaN and one with an infinity the scale infinity, with values and sum 0: both make NaN of
+    /// a product.
+    ///
+    /// # Panics
+    /// If `values` is not as long as `src`, `scales` or `sums` do not have one element for each group,
+    /// `group` is 0, or the row is stored as f16.
+    pub fn quantize_groups<E: Element>(
+        &self,
+        src: &[E],
+        group: usize,
+        values: &mut [i8],
+        scales: &mut [f32],
+        sums: &mut [i32],
+    ) {
+        check_groups(src.len(), group, values, scales, sums);
+        let out = Out { group, values, scales, sums };
+        match E::DTYPE {
+            // SAFETY: the CPU has this table's tier.
+            DType::F32 => unsafe { (self.table().quantize_f32)(bytemuck::cast_slice::<E, f32>(src), out) },
+            // SAFETY: the CPU has this table's tier.
+            DType::Bf16 => unsafe { (self.table().quantize_bf16)(bytemuck::cast_slice::<E, bf16>(src), out) },
+            DType::F16 => panic!("activations are f32 or bf16, not f16"),
+        }
+    }
+}
+
+pub(crate) fn check_groups(len: usize, group: usize, values: &[i8], scales: &[f32], sums: &[i32]) {
+    assert!(group > 0, "a group has elements");
+    let groups = len.div_ceil(group);
+    assert!(
+        values.len() == len && scales.len() == groups && sums.len() == groups,
+        "{} values, {} scales and {} sums for {len} elements in groups of {group}",
+        values.len(),
+        scales.len(),
+        sums.len()
+    );
+}
