@@ -88,6 +88,22 @@ macro_rules! shims {
             generic::gemv::gemv_nn($token, a, b, c, accumulate);
         }
         $(#[$attr])?
+        fn attention_step_bf16(step: Step<'_, bf16>) {
+            generic::attention::step($token, step);
+        }
+        $(#[$attr])?
+        fn attention_step_f32(step: Step<'_, f32>) {
+            generic::attention::step($token, step);
+        }
+        $(#[$attr])?
+        fn attention_fold(total: &mut State<'_>, part: Part<'_>) {
+            generic::attention::fold($token, total, part);
+        }
+        $(#[$attr])?
+        fn attention_finish(m: f32, l: f32, sink: f32, o: &mut [f32]) {
+            generic::attention::finish($token, m, l, sink, o);
+        }
+        $(#[$attr])?
         fn finish_row(sums: &mut [f32], epilogue: &RowEpilogue<'_>, out: RowMut<'_>) {
             generic::epilogue::finish_row($token, sums, epilogue, out);
         }
@@ -127,6 +143,12 @@ macro_rules! shims {
             gemv_nt,
             gemv_nt_bf16,
             gemv_nn,
+            attention: AttentionTiles {
+                step_bf16: attention_step_bf16,
+                step_f32: attention_step_f32,
+                fold: attention_fold,
+                finish: attention_finish,
+            },
             finish_row,
             gemm_tile,
             probe_peak,

@@ -10,6 +10,7 @@
 
 mod blocking;
 pub(crate) mod epilogue;
+mod generated;
 mod input;
 pub(crate) mod tile;
 
@@ -18,6 +19,7 @@ use std::ops::Range;
 use self::blocking::{Blocking, row_tiles};
 pub use self::epilogue::Epilogue;
 use self::epilogue::{RowEpilogue, RowMut};
+use self::generated::Generated;
 use self::input::{Form, Input};
 use self::tile::{MAX_ROWS, TileArgs, TileKind};
 use crate::weights::Panels;
@@ -64,33 +66,44 @@ impl Kernels {
         c: ActMut<'_>,
         epilogue: &Epilogue<'_>,
     ) {
-        let panels = w.panels().expect("the weights of `gemm` are packed in panels");
-        assert!(
-            a.cols() == w.k() && c.rows() == a.rows() && c.cols() == w.result_cols(),
-            "{a:?} times [{}, {}]^T does not fit {c:?}",
-            w.n(),
-            w.k()
-        );
-        epilogue.check(w, a.rows());
-        if c.rows() == 0 || c.cols() == 0 {
-            return;
-        }
-        let form = Form::new(&panels, cx.act_quant);
-        let mut converted = cx.scratch.take(form.scratch_len(a));
-        let input = Input::prepare(*self, &cx.par, &form, a, &mut converted);
-        let blocking = Blocking::new(a.rows(), &panels);
-        let product = Product { kernels: *self, w, panels, form, input, blocking, epilogue };
-        let mut slots = cx.scratch.take(cx.par.threads() * product.slot_len());
-        cx.par.runs(blocking.tasks(), &mut slots, |slot, task| {
-            // SAFETY: tasks are disjoint parts of the output, and each is handed out once.
-            product.task(task, slot, unsafe { c.alias() });
-        });
+        with_product(*self, cx, a, w, c, epilogue, |product, c| product.run(cx, c));
     }
+}
+
+/// Checks the shapes, prepares the activations, and calls `f` with the product, if there is one.
+fn with_product<R>(
+    kernels: Kernels,
+    cx: &GemmCx<'_>,
+    a: ActRef<'_>,
+    w: &PackedWeights,
+    c: ActMut<'_>,
+    epilogue: &Epilogue<'_>,
+    f: impl FnOnce(Product<'_>, ActMut<'_>) -> R,
+) -> Option<R> {
+    let panels = w.panels().expect("the weights of `gemm` are packed in panels");
+    assert!(
+        a.cols() == w.k() && c.rows() == a.rows() && c.cols() == w.result_cols(),
+        "{a:?} times [{}, {}]^T does not fit {c:?}",
+        w.n(),
+        w.k()
+    );
+    epilogue.check(w, a.rows());
+    if c.rows() == 0 || c.cols() == 0 {
+        return None;
+    }
+    let form = Form::new(&panels, cx.act_quant);
+    let mut converted = cx.scratch.take(form.scratch_len(a));
+    let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
+    let blocking = Blocking::new(a.rows(), &panels);
+    let product = Product { kernels, generated: None, w, panels, form, input, blocking, epilogue };
+    Some(f(product, c))
 }
 
 /// One product.
 struct Product<'a> {
     kernels: Kernels,
+    /// Tiles to use instead of the table's.
+    generated: Option<Generated>,
     w: &'a PackedWeights,
     panels: Panels,
     form: Form,
@@ -100,6 +113,14 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
+    fn run(&self, cx: &GemmCx<'_>, c: ActMut<'_>) {
+        let mut slots = cx.scratch.take(cx.par.threads() * self.slot_len());
+        cx.par.runs(self.blocking.tasks(), &mut slots, |slot, task| {
+            // SAFETY: tasks are disjoint parts of the output, and each is handed out once.
+            self.task(task, slot, unsafe { c.alias() });
+        });
+    }
+
     /// f32 elements that a task needs: sums, and for f16 a widened block of the panel.
     fn slot_len(&self) -> usize {
         (self.blocking.live_rows() + self.widened_steps()) * self.panels.width
@@ -124,7 +145,19 @@ impl Product<'_> {
                 // Without blocks of steps, one tile's sums are alive at a time.
                 let at = if self.panels.steps() > steps.len() { tile.start } else { 0 };
                 let sums = &mut sums[at * self.panels.width..][..tile.len() * self.panels.width];
-                self.tile(&steps, block, scales, rows.start + tile.start, tile.len(), rows.len(), sums);
+                let first = rows.start + tile.start;
+                let Some(args) = self.tile_args(&steps, block, scales, first, tile.len(), rows.len(), sums)
+                else {
+                    sums.fill(0.0);
+                    self.finish(scales, rows.start, tile, &cols, sums, &mut c);
+                    continue;
+                };
+                if let Some(generated) = &self.generated {
+                    self.generated_tile(generated, &args, last, scales, rows.start, &tile, &cols, &mut c);
+                    continue;
+                }
+                // SAFETY: the CPU has this table's tier, and `tile_args` describes memory that is there.
+                unsafe { (self.kernels.table().gemm_tile)(self.form.kind, &args) }
                 if last {
                     self.finish(scales, rows.start, tile, &cols, sums, &mut c);
                 }
@@ -144,8 +177,10 @@ impl Product<'_> {
         bytemuck::cast_slice(widened)
     }
 
-    /// Adds the products of a block of steps to the sums of `count` rows from `first` on.
-    fn tile(
+    /// The tile that adds the products of a block of steps to the sums of `count` rows from `first` on;
+    /// none if there are no steps. `a` has these rows over all steps, because `Input` covers the product;
+    /// block and sums are as checked here; scales and offsets exist for every row and group.
+    fn tile_args(
         &self,
         steps: &Range<usize>,
         block: &[u8],
@@ -154,7 +189,7 @@ impl Product<'_> {
         count: usize,
         block_rows: usize,
         sums: &mut [f32],
-    ) {
+    ) -> Option<TileArgs> {
         let width = self.panels.width;
         assert!(
             count <= MAX_ROWS && block.len() == steps.len() * width * 4 && sums.len() == count * width,
@@ -163,8 +198,7 @@ impl Product<'_> {
             sums.len()
         );
         if steps.is_empty() {
-            sums.fill(0.0);
-            return;
+            return None;
         }
         let (mut t, int8) = (self.empty_tile(steps), self.form.kind == TileKind::Int8);
         t.a = self.input.row(first, steps.start);
@@ -178,17 +212,21 @@ impl Product<'_> {
                 t.w_scales = scales[group * width..].as_ptr();
             }
         }
-        if self.blocking.prefetch {
-            // The tiles share the next block, which lies behind this one.
-            let tiles = block_rows.div_ceil(MAX_ROWS);
-            let share = block.len() / tiles / 64 * 64;
-            t.prefetch = t.w.wrapping_add(block.len() + first / MAX_ROWS * share);
-            t.prefetch_lines = (share / 64).div_ceil(steps.len().div_ceil(16).max(1));
+        let (share, lines) = self.prefetch(steps, block_rows);
+        t.prefetch = t.w.wrapping_add(block.len() + first / MAX_ROWS * share);
+        t.prefetch_lines = lines;
+        Some(t)
+    }
+
+    /// Bytes of the next block of steps, which lies behind this one, that a tile prefetches, and lines of
+    /// them for 16 steps: the tiles share it.
+    fn prefetch(&self, steps: &Range<usize>, block_rows: usize) -> (usize, usize) {
+        if !self.blocking.prefetch {
+            return (0, 0);
         }
-        // SAFETY: the CPU has this table's tier. `a` has `count` rows of all steps from `first` on,
-        // because `Input` covers all rows of the product; block and sums are as checked above; scales
-        // and offsets exist for every row and group.
-        unsafe { (self.kernels.table().gemm_tile)(self.form.kind, &t) }
+        let tiles = block_rows.div_ceil(MAX_ROWS);
+        let share = steps.len() * self.panels.width * 4 / tiles / 64 * 64;
+        (share, (share / 64).div_ceil(steps.len().div_ceil(16).max(1)))
     }
 
     /// What all tiles of a block of steps have in common.

@@ -5,9 +5,11 @@
 //! reason no closure holds a vector. `mul_add_e` is a fused multiply-add where the tier has one.
 
 pub(crate) mod activation;
+pub(crate) mod attention;
 pub(crate) mod convert;
 pub(crate) mod epilogue;
 pub(crate) mod exp;
+pub(crate) mod exp2;
 pub(crate) mod gemv;
 pub(crate) mod lanes;
 pub(crate) mod norm;

@@ -22,7 +22,7 @@ pub use self::key::UnknownKey;
 pub(crate) use self::key::{Operands, TileEpilogue, TileKey};
 use self::memory::Executable;
 use crate::gemm::tile::TileArgs;
-use crate::{Isa, Kernels};
+use crate::{Isa, Kernels, WeightFormat};
 
 /// Generated kernels, made at first use and kept for the next.
 ///
@@ -38,7 +38,7 @@ use crate::{Isa, Kernels};
 /// }
 /// ```
 pub struct Jit {
-    isa: Isa,
+    kernels: Kernels,
     cache: Mutex<Cache>,
 }
 
@@ -82,6 +82,9 @@ pub enum JitError {
         /// What the encoder says.
         reason: String,
     },
+    /// Nothing is generated for weights of this format.
+    #[error("generated kernels multiply bf16 and int8 weights, not {0}")]
+    Format(WeightFormat),
     /// No kernel has this name.
     #[error(transparent)]
     Unknown(#[from] UnknownKey),
@@ -100,7 +103,12 @@ impl Jit {
         // A refusal is better known now than in the middle of a request.
         const RETURN: u8 = 0xc3;
         Executable::new(&[RETURN]).map_err(JitError::Memory)?;
-        Ok(Self { isa: actual, cache: Mutex::new(Cache::new(capacity)) })
+        Ok(Self { kernels, cache: Mutex::new(Cache::new(capacity)) })
+    }
+
+    /// The kernels that serve what is not generated.
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// What is kept at the moment, by name.
@@ -128,8 +136,8 @@ impl Jit {
 
     fn kernel(&self, key: &TileKey) -> Result<Arc<Kernel>, JitError> {
         assert!(key.is_valid(), "no tile: {key:?}");
-        if self.isa < key.isa() {
-            return Err(JitError::Isa { needed: key.isa(), actual: self.isa });
+        if self.kernels.isa() < key.isa() {
+            return Err(JitError::Isa { needed: key.isa(), actual: self.kernels.isa() });
         }
         self.cache().get_or_insert(key, || Kernel::new(key.to_string(), brgemm::generate(key)))
     }
@@ -142,7 +150,7 @@ impl Jit {
 
 impl fmt::Debug for Jit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Jit({}, {} kernels)", self.isa, self.list().len())
+        write!(f, "Jit({}, {} kernels)", self.kernels.isa(), self.list().len())
     }
 }
 

@@ -8,6 +8,7 @@
 //! - [`Pool`] and [`Par`]: threads.
 //! - [`PackedWeights`]: a weight matrix, packed once.
 //! - [`KvLayout`], [`KvRun`]: keys and values in blocks of [`KV_BLOCK`] tokens.
+//! - [`Kernels::attention`], [`AttentionPlan`], [`KvSource`]: flash attention over them.
 
 mod activation;
 mod arch;
@@ -41,7 +42,9 @@ pub use half::{bf16, f16};
 
 pub use crate::activation::{Activation, UnknownActivation};
 pub use crate::arena::Arena;
-pub use crate::attention::{KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
+pub use crate::attention::{
+    AttentionParams, AttentionPlan, AttentionSegment, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun, KvSource,
+};
 pub use crate::buffer::{Buffer, HugePages, OutOfMemory, Placement};
 pub use crate::dtype::{DType, Element, UnknownDType};
 pub use crate::gemm::{ActQuant, Epilogue, GemmCx};

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::attention::AttentionTiles;
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
 use crate::gemm::tile::{TileArgs, TileKind};
 use crate::generic::quantize;
@@ -44,6 +45,12 @@ impl Kernels {
         self.isa
     }
 
+    /// The handle of a tier with another table, to see which entries are used.
+    #[cfg(test)]
+    pub(crate) fn with_table(self, table: &'static Table) -> Self {
+        Self { table, ..self }
+    }
+
     pub(crate) fn table(&self) -> &'static Table {
         self.table
     }
@@ -83,6 +90,7 @@ pub(crate) struct Table {
     pub(crate) gemv_nt: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
     pub(crate) gemv_nt_bf16: unsafe fn(&[f32], MatRef<'_, bf16>, &mut [f32]),
     pub(crate) gemv_nn: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
+    pub(crate) attention: AttentionTiles,
     pub(crate) finish_row: unsafe fn(&mut [f32], &RowEpilogue<'_>, RowMut<'_>),
     /// What the arguments describe must be accessible, too.
     pub(crate) gemm_tile: unsafe fn(TileKind, &TileArgs),

@@ -1,6 +1,7 @@
 //! One suite over every tier that this CPU has, against f64 references.
 
 mod activation;
+mod attention;
 mod barrier;
 mod convert;
 mod embed;

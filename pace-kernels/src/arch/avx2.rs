@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use pulp::f32x8;
 use pulp::x86::V3;
 
+use crate::attention::{AttentionTiles, Part, State, Step};
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
 use crate::gemm::tile::{Dots, TileArgs, TileKind};
 use crate::generic::lanes::Lanes;

@@ -3,15 +3,24 @@
 //! `narrow_bf16` stays the one of the tier below: `vcvtneps2bf16` flushes denormals to zero, and a
 //! conversion must give the same bits on every CPU.
 
+mod attention;
+
 use std::arch::x86_64::*;
 
 use super::avx512::lanes_512;
+use super::avx512_vnni;
 use super::avx512_vnni::dot_int8;
+use crate::attention::AttentionTiles;
 use crate::gemm::tile::{Dots, TileArgs, TileKind};
 use crate::generic;
 use crate::table::Table;
 
-pub(crate) const TABLE: Table = Table { gemm_tile, probe_peak, ..super::avx512_vnni::TABLE };
+pub(crate) const TABLE: Table = Table {
+    attention: AttentionTiles { step_bf16: attention::step, ..avx512_vnni::TABLE.attention },
+    gemm_tile,
+    probe_peak,
+    ..avx512_vnni::TABLE
+};
 
 lanes_512! {
     /// AVX-512 with `vdpbf16ps` and `vpdpbusd`.

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::attention::{AttentionTiles, Part, State, Step};
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
 use crate::gemm::tile::{Dots, TileArgs, TileKind};
 use crate::generic::lanes::{Lanes, Stored};

@@ -63,6 +63,12 @@ impl Blocking {
         (first..self.rows.min(first + self.block_rows), task % self.panels)
     }
 
+    /// The blocks of rows.
+    pub(super) fn row_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let Self { rows, block_rows, .. } = *self;
+        (0..rows).step_by(block_rows).map(move |first| first..rows.min(first + block_rows))
+    }
+
     /// Rows whose sums are alive at once.
     pub(super) fn live_rows(&self) -> usize {
         if self.steps > self.block_steps { self.block_rows.min(self.rows) } else { MAX_ROWS }

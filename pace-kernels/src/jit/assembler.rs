@@ -5,8 +5,8 @@ use std::ops::{Deref, DerefMut};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, CodeAssembler, CodeLabel, dword_bcst, dword_ptr,
-    registers,
+    AsmMemoryOperand, AsmRegister64, AsmRegisterXmm, AsmRegisterZmm, CodeAssembler, CodeLabel, dword_bcst,
+    dword_ptr, registers, zmmword_ptr,
 };
 
 /// What emitting an instruction gives. An error is a fault of the generator (an operand that no
@@ -20,6 +20,16 @@ pub(super) const ZMM: [AsmRegisterZmm; 32] = {
         zmm0, zmm1, zmm2, zmm3, zmm4, zmm5, zmm6, zmm7, zmm8, zmm9, zmm10, zmm11, zmm12, zmm13, zmm14, zmm15,
         zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23, zmm24, zmm25, zmm26, zmm27, zmm28, zmm29,
         zmm30, zmm31,
+    ]
+};
+
+/// The lowest 128 bits of the vector registers.
+pub(super) const XMM: [AsmRegisterXmm; 32] = {
+    use registers::xmm::*;
+    [
+        xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
+        xmm16, xmm17, xmm18, xmm19, xmm20, xmm21, xmm22, xmm23, xmm24, xmm25, xmm26, xmm27, xmm28, xmm29,
+        xmm30, xmm31,
     ]
 };
 
@@ -41,7 +51,7 @@ pub(super) struct Code {
 /// The encoder, and the constants that the code needs.
 pub(super) struct Assembler {
     code: CodeAssembler,
-    constants: Vec<(u32, CodeLabel)>,
+    constants: Vec<(Vec<u32>, CodeLabel)>,
 }
 
 impl Assembler {
@@ -83,6 +93,25 @@ impl Assembler {
         self.code.jnz(top)
     }
 
+    /// Emits `body` in a loop that runs as often as `counter` says when the code gets there, which may
+    /// be never.
+    pub(super) fn count_down(
+        &mut self,
+        counter: AsmRegister64,
+        body: impl FnOnce(&mut Self) -> Emit,
+    ) -> Emit {
+        let (mut top, mut end) = (self.code.create_label(), self.code.create_label());
+        self.code.test(counter, counter)?;
+        self.code.jz(end)?;
+        self.code.set_label(&mut top)?;
+        body(self)?;
+        self.code.dec(counter)?;
+        self.code.jnz(top)?;
+        // A label needs an instruction of its own, because the next one may have another.
+        self.code.set_label(&mut end)?;
+        self.code.nop()
+    }
+
     /// A constant in every lane, as the memory operand of an arithmetic instruction.
     pub(super) fn splat(&mut self, value: f32) -> AsmMemoryOperand {
         self.splat_bits(value.to_bits())
@@ -90,34 +119,40 @@ impl Assembler {
 
     /// As `splat`, for integers.
     pub(super) fn splat_bits(&mut self, bits: u32) -> AsmMemoryOperand {
-        dword_bcst(self.constant(bits))
+        dword_bcst(self.constant(&[bits]))
     }
 
     /// Loads a constant into every lane of a register.
     pub(super) fn load_splat(&mut self, to: AsmRegisterZmm, value: f32) -> Emit {
-        let label = self.constant(value.to_bits());
+        let label = self.constant(&[value.to_bits()]);
         self.code.vbroadcastss(to, dword_ptr(label))
     }
 
+    /// A vector of constants, as a memory operand.
+    pub(super) fn table(&mut self, lanes: [u32; 16]) -> AsmMemoryOperand {
+        zmmword_ptr(self.constant(&lanes))
+    }
+
     /// Where a constant will lie: behind the code, once however often it is used.
-    fn constant(&mut self, bits: u32) -> CodeLabel {
-        if let Some((_, label)) = self.constants.iter().find(|(known, _)| *known == bits) {
+    fn constant(&mut self, words: &[u32]) -> CodeLabel {
+        if let Some((_, label)) = self.constants.iter().find(|(known, _)| *known == words) {
             return *label;
         }
         let label = self.code.create_label();
-        self.constants.push((bits, label));
+        self.constants.push((words.to_vec(), label));
         label
     }
 
     /// Appends the constants and encodes.
     pub(super) fn finish(mut self) -> Emit<Code> {
-        let count = self.constants.len();
-        for (bits, mut label) in std::mem::take(&mut self.constants) {
+        let mut constants = 0;
+        for (words, mut label) in std::mem::take(&mut self.constants) {
             self.code.set_label(&mut label)?;
-            self.code.dd(&[bits])?;
+            self.code.dd(&words)?;
+            constants += size_of_val(&words[..]);
         }
         let bytes = self.code.assemble(0)?;
-        Ok(Code { instructions: bytes.len() - 4 * count, bytes })
+        Ok(Code { instructions: bytes.len() - constants, bytes })
     }
 }
 

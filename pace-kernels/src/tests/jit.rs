@@ -2,6 +2,7 @@
 //! between pages without access.
 
 mod epilogue;
+mod product;
 
 use std::arch::x86_64::*;
 

@@ -1,0 +1,360 @@
+//! The attention step by `vdpbf16ps`.
+//!
+//! Loop nest:
+//!
+//! ```text
+//! for 4 rows:   scores     4 rows x 64 tokens in 16 accumulators, 4 keys, 1 broadcast; front to back over
+//!                          pairs of dimensions; then the softmax on the same 16 registers, P stored as bf16
+//! for 64 dimensions:
+//!   for 4 rows: values     4 rows x 64 dimensions in 16 accumulators, 4 values, 1 broadcast; front to back
+//!                          over the pairs of tokens that the 4 rows see
+//! ```
+//!
+//! A block is read front to back: its keys once for every 4 rows from L1 or L2, then its values.
+
+// A tile's loops index all of its arrays by row and vector.
+#![allow(clippy::needless_range_loop)]
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use crate::KV_BLOCK;
+use crate::attention::{Logits, SUM_LANES, Step};
+
+/// Dimensions in a group of values.
+const V_GROUP: usize = 64;
+
+/// Vectors of a row of scores.
+const NT: usize = KV_BLOCK / 16;
+
+/// (2^f - 1) / f on |f| <= 1/2, fitted here for the least relative error of 2^f: 2.9e-6 in f32.
+const C: [f32; 4] = [0.693_124_2, 0.240_241, 0.055_906_426, 0.009_582_853];
+
+/// See [`Step`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) fn step(mut step: Step<'_, bf16>) {
+    step.check();
+    let rows = step.rows();
+    let whole = step.visible.whole(rows);
+    let plain = whole && plain_factor(step.logits).is_some();
+    let (quads, rest) = (rows / 4 * 4, rows % 4);
+    for row in (0..quads).step_by(4) {
+        if plain {
+            scores::<4, true>(&mut step, row);
+        } else {
+            scores::<4, false>(&mut step, row);
+        }
+    }
+    match (rest, plain) {
+        (3, true) => scores::<3, true>(&mut step, quads),
+        (3, false) => scores::<3, false>(&mut step, quads),
+        (2, true) => scores::<2, true>(&mut step, quads),
+        (2, false) => scores::<2, false>(&mut step, quads),
+        (1, true) => scores::<1, true>(&mut step, quads),
+        (1, false) => scores::<1, false>(&mut step, quads),
+        _ => {}
+    }
+    for start in (0..step.width()).step_by(V_GROUP) {
+        match (step.width() - start).min(V_GROUP) {
+            64 => values::<4>(&mut step, start, whole),
+            48 => values::<3>(&mut step, start, whole),
+            32 => values::<2>(&mut step, start, whole),
+            _ => values::<1>(&mut step, start, whole),
+        }
+    }
+}
+
+/// The probabilities of MR rows from `row` on. PLAIN: the rows see all of the block, and scores are products
+/// times a factor above 0. (In one function, the rare cases would spill the accumulators of all.)
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn scores<const MR: usize, const PLAIN: bool>(step: &mut Step<'_, bf16>, row: usize) {
+    let d = step.head_dim;
+    let q = &step.q[row * d..(row + MR) * d];
+    let vectors = if PLAIN { NT } else { step.visible.union(row..row + MR).end.div_ceil(16) };
+    // SAFETY: q holds MR rows of d elements, and the block starts with d / 2 * 64 pairs of keys.
+    let mut x = unsafe {
+        match vectors {
+            1 => dots::<MR, 1>(q.as_ptr(), d, step.block.as_ptr()),
+            2 => dots::<MR, 2>(q.as_ptr(), d, step.block.as_ptr()),
+            3 => dots::<MR, 3>(q.as_ptr(), d, step.block.as_ptr()),
+            _ => dots::<MR, NT>(q.as_ptr(), d, step.block.as_ptr()),
+        }
+    };
+    if !PLAIN {
+        if plain_factor(step.logits).is_none() {
+            x = transformed::<MR>(x, step.logits);
+        }
+        x = masked::<MR>(step, row, x);
+    }
+    softmax::<MR, PLAIN>(step, row, x);
+}
+
+/// -inf in place of the scores of tokens that a row does not see.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn masked<const MR: usize>(
+    step: &Step<'_, bf16>,
+    row: usize,
+    mut x: [[__m512; NT]; MR],
+) -> [[__m512; NT]; MR] {
+    let nothing = _mm512_set1_ps(f32::NEG_INFINITY);
+    for r in 0..MR {
+        let seen = step.visible.range(row + r);
+        let mask = (u64::MAX << seen.start) & (u64::MAX >> (KV_BLOCK - seen.end));
+        x[r] = [
+            _mm512_mask_mov_ps(nothing, mask as u16, x[r][0]),
+            _mm512_mask_mov_ps(nothing, (mask >> 16) as u16, x[r][1]),
+            _mm512_mask_mov_ps(nothing, (mask >> 32) as u16, x[r][2]),
+            _mm512_mask_mov_ps(nothing, (mask >> 48) as u16, x[r][3]),
+        ];
+    }
+    x
+}
+
+/// The factor of a score that is a product times a factor above 0.
+fn plain_factor(logits: Logits) -> Option<f32> {
+    match logits {
+        Logits::Scaled { factor } if factor > 0.0 => Some(factor),
+        _ => None,
+    }
+}
+
+/// q K^T of MR rows with the first 16 NV tokens of a block; 0 for the others.
+///
+/// # Safety
+/// `q` points to MR rows of `d` elements, an even number, and `keys` to d / 2 rows of 64 pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn dots<const MR: usize, const NV: usize>(
+    q: *const bf16,
+    d: usize,
+    keys: *const bf16,
+) -> [[__m512; NT]; MR] {
+    let mut acc = [[_mm512_setzero_ps(); NT]; MR];
+    for i in 0..d / 2 {
+        let mut k = [_mm512_setzero_si512(); NV];
+        for v in 0..NV {
+            // SAFETY: pairs [16 v, 16 v + 16) of row i < d / 2.
+            k[v] = unsafe { _mm512_loadu_si512(keys.add((i * KV_BLOCK + v * 16) * 2).cast()) };
+        }
+        for r in 0..MR {
+            // SAFETY: elements 2 i and 2 i + 1 < d of row r < MR.
+            let q = unsafe { pair(q.add(r * d + 2 * i)) };
+            for v in 0..NV {
+                acc[r][v] = dp(acc[r][v], k[v], q);
+            }
+        }
+    }
+    acc
+}
+
+/// From scores (not yet multiplied by a plain factor) to P, and the rows' maxima, sums and factors. The plain
+/// factor is above 0, so the largest score is the factor times the largest number.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn softmax<const MR: usize, const PLAIN: bool>(step: &mut Step<'_, bf16>, row: usize, x: [[__m512; NT]; MR]) {
+    let factor = _mm512_set1_ps(plain_factor(step.logits).unwrap_or(1.0));
+    let mut m = [f32::NEG_INFINITY; 4];
+    m[..MR].copy_from_slice(&step.m[row..row + MR]);
+    let old = spread(m);
+    let mut max = [_mm512_set1_ps(f32::NEG_INFINITY); 4];
+    for r in 0..MR {
+        max[r] = _mm512_max_ps(_mm512_max_ps(x[r][0], x[r][1]), _mm512_max_ps(x[r][2], x[r][3]));
+    }
+    let new = _mm512_max_ps(old, _mm512_mul_ps(row_maxima(max), factor));
+    let shrink = exp2(_mm512_sub_ps(old, new));
+    step.m[row..row + MR].copy_from_slice(&gather(new)[..MR]);
+    step.shrink[row..row + MR].copy_from_slice(&gather(shrink)[..MR]);
+
+    let new = quarters(new);
+    let shrink = quarters(shrink);
+    let lanes = &mut step.l[row * SUM_LANES..(row + MR) * SUM_LANES];
+    let out = &mut step.p[row * KV_BLOCK..(row + MR) * KV_BLOCK];
+    for r in 0..MR {
+        let mut p = [_mm512_setzero_ps(); NT];
+        for v in 0..NT {
+            p[v] = exp2(_mm512_sub_ps(_mm512_mul_ps(x[r][v], factor), new[r]));
+        }
+        let sum = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
+        let lanes = &mut lanes[r * SUM_LANES..(r + 1) * SUM_LANES];
+        let out = &mut out[r * KV_BLOCK..(r + 1) * KV_BLOCK];
+        // SAFETY: `lanes` has 16 elements; the bf16 row fills the first 32 elements of 64.
+        unsafe {
+            let l = _mm512_fmadd_ps(_mm512_loadu_ps(lanes.as_ptr()), shrink[r], sum);
+            _mm512_storeu_ps(lanes.as_mut_ptr(), l);
+            let out = out.as_mut_ptr();
+            _mm512_storeu_si512(out.cast(), bits(_mm512_cvtne2ps_pbh(p[1], p[0])));
+            _mm512_storeu_si512(out.add(16).cast(), bits(_mm512_cvtne2ps_pbh(p[3], p[2])));
+        }
+    }
+}
+
+/// o = o * shrink + P V for the group of 16 NV dimensions from `start` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn values<const NV: usize>(step: &mut Step<'_, bf16>, start: usize, whole: bool) {
+    let rows = step.rows();
+    let (quads, rest) = (rows / 4 * 4, rows % 4);
+    for row in (0..quads).step_by(4) {
+        weigh::<4, NV>(step, row, start, whole);
+    }
+    match rest {
+        3 => weigh::<3, NV>(step, quads, start, whole),
+        2 => weigh::<2, NV>(step, quads, start, whole),
+        1 => weigh::<1, NV>(step, quads, start, whole),
+        _ => {}
+    }
+}
+
+/// MR rows of such a group.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn weigh<const MR: usize, const NV: usize>(step: &mut Step<'_, bf16>, row: usize, start: usize, whole: bool) {
+    let w = step.width();
+    let seen = if whole { 0..KV_BLOCK } else { step.visible.union(row..row + MR) };
+    let pairs = seen.start / 2..seen.end.div_ceil(2);
+    let p = step.p[row * KV_BLOCK..(row + MR) * KV_BLOCK].as_ptr();
+    let values = step.block[(step.head_dim + start) * KV_BLOCK..][..16 * NV * KV_BLOCK].as_ptr();
+    let o = step.o[row * w..(row + MR) * w].as_mut_ptr();
+    let mut acc = [[_mm512_setzero_ps(); NV]; MR];
+    for r in 0..MR {
+        let shrink = _mm512_set1_ps(step.shrink[row + r]);
+        for v in 0..NV {
+            // SAFETY: row r < MR has w >= start + 16 NV elements.
+            let o = unsafe { _mm512_loadu_ps(o.add(r * w + start + v * 16)) };
+            acc[r][v] = _mm512_mul_ps(o, shrink);
+        }
+    }
+    for i in pairs {
+        let mut x = [_mm512_setzero_si512(); NV];
+        for v in 0..NV {
+            // SAFETY: i < 32, and a group has 32 rows of 16 NV pairs.
+            x[v] = unsafe { _mm512_loadu_si512(values.add((i * NV + v) * 32).cast()) };
+        }
+        for r in 0..MR {
+            // SAFETY: the bf16 row r < MR of 64 starts at element 64 r of the f32 rows.
+            let p = unsafe { pair(p.add(r * KV_BLOCK).cast::<bf16>().add(2 * i)) };
+            for v in 0..NV {
+                acc[r][v] = dp(acc[r][v], x[v], p);
+            }
+        }
+    }
+    for r in 0..MR {
+        for v in 0..NV {
+            // SAFETY: as for the load.
+            unsafe { _mm512_storeu_ps(o.add(r * w + start + v * 16), acc[r][v]) };
+        }
+    }
+}
+
+/// acc + the products of both halves of each lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dp(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+    // SAFETY: 64 bytes are 64 bytes; every bit pattern is a vector of bf16.
+    let (a, b) =
+        unsafe { (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b)) };
+    _mm512_dpbf16_ps(acc, a, b)
+}
+
+/// Two consecutive elements, in every lane.
+///
+/// # Safety
+/// `ptr` points to two elements.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn pair(ptr: *const bf16) -> __m512i {
+    // SAFETY: the caller's promise.
+    _mm512_set1_epi32(unsafe { ptr.cast::<i32>().read_unaligned() })
+}
+
+#[inline]
+fn bits(x: __m512bh) -> __m512i {
+    // SAFETY: 64 bytes are 64 bytes; every bit pattern is a vector of integers.
+    unsafe { std::mem::transmute(x) }
+}
+
+/// Number i in lanes 4 i to 4 i + 3.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn spread(x: [f32; 4]) -> __m512 {
+    let x = _mm512_castps128_ps512(_mm_setr_ps(x[0], x[1], x[2], x[3]));
+    _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), x)
+}
+
+/// The inverse of [`spread`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn gather(x: __m512) -> [f32; 4] {
+    let index = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    let low = _mm512_castps512_ps128(_mm512_permutexvar_ps(index, x));
+    let mut out = [0.0; 4];
+    // SAFETY: 16 bytes.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), low) };
+    out
+}
+
+/// Each quarter of a vector, in all four quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters(x: __m512) -> [__m512; 4] {
+    [
+        _mm512_shuffle_f32x4::<0x00>(x, x),
+        _mm512_shuffle_f32x4::<0x55>(x, x),
+        _mm512_shuffle_f32x4::<0xaa>(x, x),
+        _mm512_shuffle_f32x4::<0xff>(x, x),
+    ]
+}
+
+/// The largest lane of vector i in lanes 4 i to 4 i + 3.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn row_maxima(x: [__m512; 4]) -> __m512 {
+    let halves = |a, b| _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+    let (a, b) = (halves(x[0], x[1]), halves(x[2], x[3]));
+    let x = _mm512_max_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+    let x = _mm512_max_ps(x, _mm512_permute_ps::<0x4e>(x));
+    _mm512_max_ps(x, _mm512_permute_ps::<0xb1>(x))
+}
+
+/// 2^x for x <= 127, relative error at most 3e-6; 2^0 is exactly 1, 2^-inf is 0, NaN stays NaN.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn exp2(x: __m512) -> __m512 {
+    // The distance to the nearest integer; 0 for an infinity.
+    let f = _mm512_reduce_ps::<0x08>(x);
+    let p = _mm512_fmadd_ps(_mm512_set1_ps(C[3]), f, _mm512_set1_ps(C[2]));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(C[1]));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(C[0]));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0));
+    _mm512_scalef_ps(p, _mm512_sub_ps(x, f))
+}
+
+/// The scores of products of query and key, in units of ln 2. Not inlined, because it would spill the
+/// accumulators of those who do not need it.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn transformed<const MR: usize>(mut x: [[__m512; NT]; MR], logits: Logits) -> [[__m512; NT]; MR] {
+    for x in x.as_flattened_mut() {
+        *x = match logits {
+            Logits::Scaled { factor } => _mm512_mul_ps(*x, _mm512_set1_ps(factor)),
+            Logits::Capped { inner, cap } => capped(*x, inner, cap),
+        };
+    }
+    x
+}
+
+/// cap * tanh(x * inner).
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn capped(x: __m512, inner: f32, cap: f32) -> __m512 {
+    let x = _mm512_mul_ps(x, _mm512_set1_ps(inner));
+    let one = _mm512_set1_ps(1.0);
+    // tanh |x| = (1 - e) / (1 + e) with e = e^(-2 |x|).
+    let e = exp2(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(-2.0 * std::f32::consts::LOG2_E)));
+    let tanh = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
+    let sign = _mm512_and_ps(x, _mm512_set1_ps(-0.0));
+    _mm512_or_ps(_mm512_mul_ps(tanh, _mm512_set1_ps(cap)), sign)
+}

@@ -1,0 +1,291 @@
+//! Work items: a tile's rows over some of the blocks that they see, and the merge of a split tile.
+
+use std::f32::consts::LOG2_E;
+use std::ops::Range;
+
+use super::plan::{Item, Merge, Tile, UNIT_BLOCKS};
+use super::tile::{KvElement, Logits, Part, SUM_LANES, State, Step, Visible};
+use super::{AttentionParams, AttentionPlan, KV_BLOCK, KvLayout, KvSource};
+use crate::{ActMut, ActRef, Kernels, MatMut, Par, Scratch};
+
+/// A window that never ends, small enough to be subtracted from.
+const NO_WINDOW: i64 = i64::MAX / 2;
+
+/// Everything that the items of a call share.
+pub(super) struct Call<'a> {
+    pub(super) kernels: Kernels,
+    pub(super) params: &'a AttentionParams<'a>,
+    pub(super) plan: &'a AttentionPlan,
+    pub(super) kv: &'a dyn KvSource,
+    pub(super) layout: KvLayout,
+    pub(super) q: ActRef<'a>,
+    pub(super) out: ActMut<'a>,
+    /// The states of the units of split tiles, one a row.
+    pub(super) states: MatMut<'a, f32>,
+}
+
+/// Elements of a state of `rows` rows.
+pub(super) fn state_len(rows: usize, head_dim: usize) -> usize {
+    rows * (2 + width(head_dim))
+}
+
+/// The values' width in a block.
+fn width(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(16)
+}
+
+impl Call<'_> {
+    pub(super) fn run<E: KvElement>(&self, scratch: &Scratch, par: &Par<'_>) {
+        let slot_len = Work::<E>::len(self.plan.tile_rows(), self.params.head_dim);
+        let slots = slot_len.checked_mul(par.threads()).expect("the size of the attention scratch fits");
+        let mut slots = scratch.take(slots);
+        par.tasks(self.plan.items.len(), &mut slots, |slot, index| {
+            self.item::<E>(slot, &self.plan.items[index]);
+        });
+        par.tasks(self.plan.merges.len(), &mut slots, |slot, index| {
+            self.merge::<E>(slot, &self.plan.merges[index]);
+        });
+    }
+
+    fn item<E: KvElement>(&self, slot: &mut [f32], item: &Item) {
+        let tile = &self.plan.tiles[item.tile];
+        let mut work = self.work::<E>(slot, tile);
+        self.load_queries(tile, item.head, work.q);
+        let mut unit = None;
+        self.for_each_block::<E>(tile.seq, item.head, &item.blocks, &mut |index, block| {
+            let this = index / UNIT_BLOCKS;
+            if unit != Some(this) {
+                self.close(&mut work, item, unit);
+                work.open();
+                unit = Some(this);
+            }
+            self.step(tile, &mut work, index, block);
+        });
+        self.close(&mut work, item, unit);
+        if item.state.is_none() {
+            self.finish(tile, item.head, &mut work);
+        }
+    }
+
+    /// Ends a unit, if there is one: folds its state into the rows', or keeps it for the merge.
+    fn close<E: KvElement>(&self, work: &mut Work<'_, E>, item: &Item, unit: Option<usize>) {
+        let Some(unit) = unit else { return };
+        work.sum_lanes();
+        let nth = unit - item.blocks.start / UNIT_BLOCKS;
+        let Some(first) = item.state else {
+            if nth == 0 {
+                // A fold into nothing is a copy.
+                std::mem::swap(&mut work.total, &mut work.unit);
+            } else {
+                // SAFETY: the CPU has this table's tier.
+                unsafe { (self.kernels.table().attention.fold)(&mut work.total, work.unit.as_part()) };
+            }
+            return;
+        };
+        let (index, part) = (first + nth, work.unit.as_part());
+        // SAFETY: each unit of a split tile has a state of its own, which only its item writes.
+        let mut kept = unsafe { self.states.alias() }.into_rows(index..index + 1);
+        let (m, rest) = kept.row_mut(0).split_at_mut(part.m.len());
+        let (l, rest) = rest.split_at_mut(part.l.len());
+        m.copy_from_slice(part.m);
+        l.copy_from_slice(part.l);
+        rest[..part.o.len()].copy_from_slice(part.o);
+    }
+
+    /// Folds the states of a split tile in the order of their units.
+    fn merge<E: KvElement>(&self, slot: &mut [f32], merge: &Merge) {
+        let tile = &self.plan.tiles[merge.tile];
+        let mut work = self.work::<E>(slot, tile);
+        work.total.clear();
+        for index in merge.states.clone() {
+            let (m, rest) = self.states.row(index).split_at(work.total.m.len());
+            let (l, rest) = rest.split_at(m.len());
+            let part = Part { m, l, o: &rest[..work.total.o.len()] };
+            // SAFETY: the CPU has this table's tier.
+            unsafe { (self.kernels.table().attention.fold)(&mut work.total, part) };
+        }
+        self.finish(tile, merge.head, &mut work);
+    }
+
+    /// The rows that see something of a block take it in.
+    fn step<E: KvElement>(&self, tile: &Tile, work: &mut Work<'_, E>, index: usize, block: &[E]) {
+        let (d, w, group) = (self.params.head_dim, width(self.params.head_dim), self.params.group());
+        let tokens = self.tokens_that_see(tile, index);
+        let rows = tokens.start * group..tokens.end * group;
+        if rows.is_empty() {
+            return;
+        }
+        let start = index * KV_BLOCK;
+        let from_start = |position: usize| position as i64 - start as i64;
+        let step = Step {
+            head_dim: d,
+            logits: logits(self.params),
+            visible: Visible {
+                group,
+                position: from_start(tile.position + tokens.start),
+                window: self.params.window.map_or(NO_WINDOW, |window| window.min(NO_WINDOW as usize) as i64),
+                end: (!self.params.causal).then(|| from_start(tile.length)),
+            },
+            q: &work.q[rows.start * d..rows.end * d],
+            block,
+            p: &mut work.p[..rows.len() * KV_BLOCK],
+            shrink: &mut work.shrink[..rows.len()],
+            m: &mut work.unit.m[rows.clone()],
+            l: &mut work.lanes[rows.start * SUM_LANES..rows.end * SUM_LANES],
+            o: &mut work.unit.o[rows.start * w..rows.end * w],
+        };
+        step.check();
+        // SAFETY: the CPU has this table's tier.
+        unsafe { E::step(&self.kernels.table().attention)(step) };
+    }
+
+    /// The tokens of the tile that see something of a block.
+    fn tokens_that_see(&self, tile: &Tile, block: usize) -> Range<usize> {
+        if !self.params.causal {
+            return 0..tile.tokens;
+        }
+        let (start, end) = (block * KV_BLOCK, (block + 1) * KV_BLOCK);
+        let first = start.saturating_sub(tile.position).min(tile.tokens);
+        // A token at p sees the block's last position while p - window < end - 1.
+        let last = self.params.window.map_or(tile.tokens, |window| {
+            (end - 1).saturating_add(window).saturating_sub(tile.position).min(tile.tokens)
+        });
+        first..last.max(first)
+    }
+
+    /// Divides, and writes the tile's part of `out`.
+    fn finish<E: KvElement>(&self, tile: &Tile, head: usize, work: &mut Work<'_, E>) {
+        let (d, w, group) = (self.params.head_dim, width(self.params.head_dim), self.params.group());
+        let rows = tile.first_row..tile.first_row + tile.tokens;
+        let cols = head * group * d..(head + 1) * group * d;
+        // SAFETY: the tile and the head own these rows and columns: no other item or merge that
+        // finishes has them.
+        let mut out = unsafe { self.out.alias() }.into_rows(rows).into_cols(cols);
+        for row in 0..tile.tokens * group {
+            let o = &mut work.total.o[row * w..row * w + d];
+            let sink = self
+                .params
+                .sinks
+                .map_or(f32::NEG_INFINITY, |sinks| sinks[head * group + row % group] * LOG2_E);
+            // SAFETY: the CPU has this table's tier.
+            unsafe { (self.kernels.table().attention.finish)(work.total.m[row], work.total.l[row], sink, o) };
+            let cols = row % group * d..(row % group + 1) * d;
+            match &mut out {
+                ActMut::F32(out) => out.row_mut(row / group)[cols].copy_from_slice(o),
+                ActMut::Bf16(out) => self.kernels.narrow_bf16(o, &mut out.row_mut(row / group)[cols]),
+            }
+        }
+    }
+
+    fn work<'s, E: KvElement>(&self, slot: &'s mut [f32], tile: &Tile) -> Work<'s, E> {
+        Work::carve(slot, tile.tokens * self.params.group(), self.params.head_dim)
+    }
+
+    fn load_queries<E: KvElement>(&self, tile: &Tile, head: usize, q: &mut [E]) {
+        let row = self.params.group() * self.params.head_dim;
+        for (token, out) in q.chunks_exact_mut(row).enumerate() {
+            E::load_queries(&self.kernels, self.q, tile.first_row + token, head * row..(head + 1) * row, out);
+        }
+    }
+
+    /// Calls `f(index, block)` for every block of a range, in order.
+    fn for_each_block<E: KvElement>(
+        &self,
+        seq: usize,
+        head: usize,
+        blocks: &Range<usize>,
+        f: &mut dyn FnMut(usize, &[E]),
+    ) {
+        let mut next = blocks.start;
+        let block_len = self.layout.block_len();
+        let positions = blocks.start * KV_BLOCK..blocks.end * KV_BLOCK;
+        self.kv.for_each_run(seq, head, positions, &mut |run| {
+            let first = run.first_token / KV_BLOCK;
+            let elements = E::elements(run.blocks);
+            assert!(
+                run.first_token.is_multiple_of(KV_BLOCK) && elements.len().is_multiple_of(block_len),
+                "a run of whole KV blocks"
+            );
+            let end = (first + elements.len() / block_len).min(blocks.end);
+            while (first..end).contains(&next) {
+                let start = (next - first) * block_len;
+                f(next, &elements[start..start + block_len]);
+                next += 1;
+            }
+        });
+        assert_eq!(
+            next, blocks.end,
+            "KV blocks of sequence {seq}, head {head}: the first one that is missing"
+        );
+    }
+}
+
+/// A thread's memory for one item.
+struct Work<'a, E> {
+    q: &'a mut [E],
+    p: &'a mut [f32],
+    shrink: &'a mut [f32],
+    /// The sums of the unit.
+    lanes: &'a mut [f32],
+    unit: State<'a>,
+    total: State<'a>,
+}
+
+impl<'a, E: KvElement> Work<'a, E> {
+    /// Elements of scratch for `rows` rows, each part on a cache line.
+    fn len(rows: usize, head_dim: usize) -> usize {
+        aligned(rows * head_dim)
+            + rows * (KV_BLOCK + SUM_LANES)
+            + aligned(rows)
+            + 2 * (2 * aligned(rows) + rows * width(head_dim))
+    }
+
+    fn carve(slot: &'a mut [f32], rows: usize, head_dim: usize) -> Self {
+        let mut rest = slot;
+        let mut take = |len: usize| {
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(aligned(len));
+            rest = tail;
+            &mut head[..len]
+        };
+        let w = width(head_dim);
+        Self {
+            q: &mut bytemuck::cast_slice_mut(take(rows * head_dim))[..rows * head_dim],
+            p: take(rows * KV_BLOCK),
+            lanes: take(rows * SUM_LANES),
+            shrink: take(rows),
+            unit: State { m: take(rows), l: take(rows), o: take(rows * w) },
+            total: State { m: take(rows), l: take(rows), o: take(rows * w) },
+        }
+    }
+
+    /// Starts a unit from nothing.
+    fn open(&mut self) {
+        self.unit.clear();
+        self.lanes.fill(0.0);
+    }
+
+    /// Adds up the lanes of the rows' sums, always in the same order.
+    fn sum_lanes(&mut self) {
+        for (l, lanes) in self.unit.l.iter_mut().zip(self.lanes.as_chunks::<SUM_LANES>().0) {
+            let mut sum = *lanes;
+            for half in [8, 4, 2, 1] {
+                for i in 0..half {
+                    sum[i] += sum[i + half];
+                }
+            }
+            *l = sum[0];
+        }
+    }
+}
+
+/// Elements up to the next cache line.
+const fn aligned(len: usize) -> usize {
+    len.next_multiple_of(16)
+}
+
+fn logits(params: &AttentionParams<'_>) -> Logits {
+    match params.softcap {
+        None => Logits::Scaled { factor: params.scale * LOG2_E },
+        Some(cap) => Logits::Capped { inner: params.scale / cap, cap: cap * LOG2_E },
+    }
+}

@@ -1,0 +1,178 @@
+//! The tiles of a product as generated code: one for each number of rows, for the blocks of steps before
+//! the last and for the last one, for whole panels and for a partial last one. The last block's tile
+//! includes the epilogue, so its sums never leave the registers.
+
+use std::ops::Range;
+
+use super::Product;
+use super::blocking::row_tiles;
+use super::tile::{MAX_ROWS, TileArgs, TileKind};
+use crate::jit::{EpilogueArgs, Operands, Tile, TileEpilogue, TileKey};
+use crate::{ActMut, ActRef, DType, Epilogue, GemmCx, Jit, JitError, PackedWeights, WeightFormat};
+
+impl Jit {
+    /// As [`Kernels::gemm`](crate::Kernels::gemm), bit for bit, by tiles that are generated for the
+    /// product's shape and epilogue when they are first needed.
+    ///
+    /// # Errors
+    /// The weights are neither bf16 nor int8, the tier lacks the instructions, or the system refuses
+    /// executable memory. Nothing has been computed then.
+    ///
+    /// # Panics
+    /// As `Kernels::gemm`.
+    pub fn gemm(
+        &self,
+        cx: &GemmCx<'_>,
+        a: ActRef<'_>,
+        w: &PackedWeights,
+        c: ActMut<'_>,
+        epilogue: &Epilogue<'_>,
+    ) -> Result<(), JitError> {
+        super::with_product(self.kernels(), cx, a, w, c, epilogue, |mut product, c| {
+            product.generated = Generated::new(self, &product, c.dtype())?;
+            product.run(cx, c);
+            Ok(())
+        })
+        .unwrap_or(Ok(()))
+    }
+}
+
+/// The tiles that a product needs.
+pub(super) struct Generated {
+    /// By rows - 1, last block of steps, last panel.
+    tiles: [[[Option<Tile>; 2]; 2]; MAX_ROWS],
+}
+
+impl Generated {
+    /// None if there is nothing to multiply.
+    fn new(jit: &Jit, product: &Product<'_>, out: DType) -> Result<Option<Self>, JitError> {
+        let mut this = Self { tiles: Default::default() };
+        if product.panels.steps() == 0 {
+            return Ok(None);
+        }
+        for rows in product.blocking.row_blocks() {
+            for steps in product.blocking.step_blocks() {
+                let last = steps.end == product.panels.steps();
+                for count in row_tiles(rows.len()).map(|tile| tile.len()) {
+                    this.add(jit, product, out, last, &steps, count, rows.len())?;
+                }
+            }
+        }
+        Ok(Some(this))
+    }
+
+    fn add(
+        &mut self,
+        jit: &Jit,
+        product: &Product<'_>,
+        out: DType,
+        last: bool,
+        steps: &Range<usize>,
+        rows: usize,
+        block_rows: usize,
+    ) -> Result<(), JitError> {
+        let key = TileKey {
+            operands: product.operands()?,
+            rows,
+            width: product.panels.width,
+            steps: steps.len(),
+            prefetch: product.prefetch(steps, block_rows).1,
+            epilogue: None,
+        };
+        for (partial, tile) in self.tiles[rows - 1][usize::from(last)].iter_mut().enumerate() {
+            if tile.is_none() && (partial == 0 || last) {
+                let cols = if partial == 1 { product.last_cols() } else { product.panels.result_width() };
+                let epilogue = last.then(|| product.tile_epilogue(cols, out));
+                *tile = Some(jit.tile(&TileKey { epilogue, ..key })?);
+            }
+        }
+        Ok(())
+    }
+
+    fn tile(&self, rows: usize, last: bool, partial: bool) -> &Tile {
+        self.tiles[rows - 1][usize::from(last)][usize::from(last && partial)]
+            .as_ref()
+            .expect("`new` made a tile for every part of the product")
+    }
+}
+
+impl Product<'_> {
+    /// What the weights are, for generated tiles.
+    fn operands(&self) -> Result<Operands, JitError> {
+        match (self.form.kind, self.panels.format) {
+            (TileKind::Bf16, _) => Ok(Operands::Bf16),
+            (TileKind::Int8, format) => Ok(Operands::Int8 {
+                group_steps: self.form.group / 4,
+                weight_scales: matches!(format, WeightFormat::Int8Group(_)),
+            }),
+            (TileKind::F32, format) => Err(JitError::Format(format)),
+        }
+    }
+
+    /// Columns of the output in the last panel.
+    fn last_cols(&self) -> usize {
+        self.w.result_cols() - (self.panels.count() - 1) * self.panels.result_width()
+    }
+
+    fn tile_epilogue(&self, cols: usize, out: DType) -> TileEpilogue {
+        let e = self.epilogue;
+        TileEpilogue {
+            cols,
+            scaled: self.panels.format == WeightFormat::Int8,
+            bias: e.bias.is_some(),
+            activation: e.activation,
+            paired: self.panels.paired,
+            multiply: e.multiply.map(|other| other.dtype()),
+            accumulate: e.accumulate,
+            out,
+        }
+    }
+
+    /// Computes the rows `tile` of `c`, which holds the task's rows from `first` on and its columns.
+    pub(super) fn generated_tile(
+        &self,
+        generated: &Generated,
+        args: &TileArgs,
+        last: bool,
+        scales: &[f32],
+        first: usize,
+        tile: &Range<usize>,
+        cols: &Range<usize>,
+        c: &mut ActMut<'_>,
+    ) {
+        let partial = cols.len() < self.panels.result_width();
+        let code = generated.tile(args.rows, last, partial);
+        if !last {
+            // SAFETY: as for a tile of the table; the code was generated for this shape.
+            return unsafe { code.run(args, None) };
+        }
+        let bias = self.epilogue.bias.unwrap_or_default();
+        let at = |start: usize| bias.get(start..).map_or(std::ptr::null(), <[f32]>::as_ptr);
+        let (multiply, multiply_stride) = match self.epilogue.multiply {
+            None => (std::ptr::null(), 0),
+            Some(ActRef::F32(other)) => (
+                other.row(first + tile.start)[cols.start..].as_ptr().cast(),
+                other.row_stride() * size_of::<f32>(),
+            ),
+            Some(ActRef::Bf16(other)) => {
+                (other.row(first + tile.start)[cols.start..].as_ptr().cast(), other.row_stride() * 2)
+            }
+        };
+        let (out, out_stride) = match c {
+            ActMut::F32(c) => (c.row_mut(tile.start).as_mut_ptr().cast(), c.row_stride() * size_of::<f32>()),
+            ActMut::Bf16(c) => (c.row_mut(tile.start).as_mut_ptr().cast(), c.row_stride() * 2),
+        };
+        let epilogue = EpilogueArgs {
+            bias: at(cols.start),
+            up_bias: at(self.panels.n / 2 + cols.start),
+            scales: scales.as_ptr(),
+            multiply,
+            multiply_stride,
+            out,
+            out_stride,
+        };
+        // SAFETY: as above. Bias, multiplier and output have these rows and columns, because `gemm`
+        // compared their shapes; the output is a task's own, and no operand shares its memory.
+        unsafe { code.run(args, Some(&epilogue)) }
+    }
+}
