@@ -13,10 +13,7 @@
 // The loops run over registers, which indices name.
 #![allow(clippy::needless_range_loop)]
 
-use crate::gemm::tile::{Dots, TileArgs, TileKind};
-
-/// Steps between two rounds of prefetching.
-const PREFETCH_STEPS: usize = 16;
+use crate::gemm::tile::{Dots, PREFETCH_STEPS, TileArgs, TileKind};
 
 /// Computes a tile.
 ///
