@@ -3,7 +3,61 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::assembler::{Code, Emit};
+use super::attention::{self, AttentionKey};
+use super::brgemm;
 use crate::{Activation, DType, Isa};
+
+/// What a kernel is generated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum KernelKey {
+    Tile(TileKey),
+    Attention(AttentionKey),
+}
+
+impl KernelKey {
+    /// The least tier that runs the kernel.
+    pub(super) fn isa(&self) -> Isa {
+        match self {
+            Self::Tile(key) => key.isa(),
+            Self::Attention(_) => Isa::Avx512Bf16,
+        }
+    }
+
+    pub(super) fn is_valid(&self) -> bool {
+        match self {
+            Self::Tile(key) => key.is_valid(),
+            Self::Attention(key) => key.is_valid(),
+        }
+    }
+
+    pub(super) fn generate(&self) -> Emit<Code> {
+        match self {
+            Self::Tile(key) => brgemm::generate(key),
+            Self::Attention(key) => attention::generate(key),
+        }
+    }
+}
+
+impl fmt::Display for KernelKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tile(key) => key.fmt(f),
+            Self::Attention(key) => key.fmt(f),
+        }
+    }
+}
+
+impl FromStr for KernelKey {
+    type Err = UnknownKey;
+
+    /// What `Display` writes.
+    fn from_str(name: &str) -> Result<Self, UnknownKey> {
+        let tile = parse(name).map(Self::Tile);
+        tile.or_else(|| AttentionKey::parse(name).map(Self::Attention))
+            .ok_or_else(|| UnknownKey(name.to_owned()))
+    }
+}
 
 /// The most rows of a tile.
 pub(super) const MAX_ROWS: usize = 8;
@@ -156,15 +210,6 @@ impl TileEpilogue {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not the name of a generated kernel; one is `bf16:6x64:k2048:64:bias+silu:bf16`")]
 pub struct UnknownKey(pub String);
-
-impl FromStr for TileKey {
-    type Err = UnknownKey;
-
-    /// What `Display` writes.
-    fn from_str(name: &str) -> Result<Self, UnknownKey> {
-        parse(name).ok_or_else(|| UnknownKey(name.to_owned()))
-    }
-}
 
 fn parse(name: &str) -> Option<TileKey> {
     let fields: Vec<_> = name.split(':').collect();

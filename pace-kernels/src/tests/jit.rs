@@ -218,7 +218,7 @@ fn dot_bf16(acc: &mut [f32; 16], w: &[u32; 16], a: u32) {
     }
 }
 
-fn assert_bits(actual: &[f32], expected: &[f32], what: impl std::fmt::Display) {
+pub(super) fn assert_bits(actual: &[f32], expected: &[f32], what: impl std::fmt::Display) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     let differs = |(actual, expected): (&f32, &f32)| actual.to_bits() != expected.to_bits();
     if let Some(at) = actual.iter().zip(expected).position(differs) {
