@@ -92,6 +92,8 @@ pub(crate) enum Operands {
         group_steps: usize,
         /// Whether the weights have scales too, one for each column and group.
         weight_scales: bool,
+        /// Whether the weights come from memory, to be used by few rows.
+        streamed: bool,
     },
 }
 
@@ -181,13 +183,21 @@ impl fmt::Display for TileKey {
     }
 }
 
-/// `bf16`, `int8-g64` (groups of 64 along K), `int8-g64w` (scales of weights for them too).
+/// `bf16`, `int8-g64` (groups of 64 along K), `int8-g64w` (scales of weights for them too), both with an
+/// `s` behind if weights are streamed.
 impl fmt::Display for Operands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bf16 => f.write_str("bf16"),
-            Self::Int8 { group_steps, weight_scales } => {
-                write!(f, "int8-g{}{}", 4 * group_steps, if *weight_scales { "w" } else { "" })
+            Self::Int8 { group_steps, weight_scales, streamed } => {
+                let letter = |on: bool, letter| if on { letter } else { "" };
+                write!(
+                    f,
+                    "int8-g{}{}{}",
+                    4 * group_steps,
+                    letter(*weight_scales, "w"),
+                    letter(*streamed, "s")
+                )
             }
         }
     }
@@ -240,8 +250,9 @@ fn parse_operands(name: &str) -> Option<Operands> {
         return Some(Operands::Bf16);
     }
     let group = name.strip_prefix("int8-g")?;
+    let (group, streamed) = group.strip_suffix('s').map_or((group, false), |group| (group, true));
     let (group, weight_scales) = group.strip_suffix('w').map_or((group, false), |group| (group, true));
-    Some(Operands::Int8 { group_steps: group.parse::<usize>().ok()? / 4, weight_scales })
+    Some(Operands::Int8 { group_steps: group.parse::<usize>().ok()? / 4, weight_scales, streamed })
 }
 
 fn parse_epilogue(cols: &str, parts: &str, out: &str) -> Option<TileEpilogue> {

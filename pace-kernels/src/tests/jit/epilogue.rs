@@ -138,7 +138,7 @@ fn check(key: TileKey, flush: Flush, seed: u32, resume: bool) {
 /// Every activation with and without each other part, full and partial panels.
 #[test]
 fn every_part_gives_the_bits_of_the_kernels() {
-    let int8 = Operands::Int8 { group_steps: 16, weight_scales: false };
+    let int8 = Operands::Int8 { group_steps: 16, weight_scales: false, streamed: false };
     let activations = [None].into_iter().chain(Activation::ALL.map(Some));
     for (case, activation) in activations.flat_map(|activation| (0..64).map(move |case| (case, activation))) {
         let flag = |bit: u32| case >> bit & 1 == 1;
@@ -164,8 +164,9 @@ fn every_part_gives_the_bits_of_the_kernels() {
 fn keys() -> impl Strategy<Value = TileKey> {
     let operands = prop_oneof![
         Just(Operands::Bf16),
-        (1usize..40, any::<bool>())
-            .prop_map(|(group_steps, weight_scales)| Operands::Int8 { group_steps, weight_scales }),
+        (1usize..40, any::<bool>(), any::<bool>()).prop_map(|(group_steps, weight_scales, streamed)| {
+            Operands::Int8 { group_steps, weight_scales, streamed }
+        }),
     ];
     let dtype = prop_oneof![Just(DType::F32), Just(DType::Bf16)];
     let activation = prop::option::of(prop::sample::select(Activation::ALL.to_vec()));
