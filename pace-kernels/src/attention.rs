@@ -21,6 +21,7 @@
 //! not see of a block gets P = 0, and adding 0 x V changes a sum by no more than the sign of a zero,
 //! which `finish` makes positive.
 
+mod generated;
 mod item;
 mod kv;
 mod plan;
@@ -33,7 +34,8 @@ use half::bf16;
 use self::item::Call;
 pub use self::kv::{KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
 pub use self::plan::{AttentionPlan, AttentionSegment};
-pub(crate) use self::tile::{AttentionTiles, KvElement, Logits, Part, SUM_LANES, State, Step};
+pub(crate) use self::tile::{AttentionTiles, KvElement, Logits, Part, SUM_LANES, State, Step, Visible};
+use crate::jit::AttentionStep;
 use crate::{ActMut, ActRef, DType, Kernels, MatMut, Par, Scratch};
 
 /// The largest head dimension.
@@ -137,22 +139,36 @@ impl Kernels {
         scratch: &Scratch,
         par: &Par<'_>,
     ) {
-        params.check();
-        assert!(plan.fits(params), "a plan for other attention parameters");
-        let cols = params.n_heads.checked_mul(params.head_dim).expect("the width of a batch fits");
-        assert!(q.cols() == cols && out.cols() == cols, "attention: widths differ from the heads");
-        assert!(q.rows() == plan.rows() && out.rows() == plan.rows(), "attention: rows differ from the plan");
-        let layout = kv.layout();
-        assert_eq!(layout.head_dim(), params.head_dim, "the head dimension of the KV blocks");
+        run(*self, None, params, plan, kv, q, out, scratch, par);
+    }
+}
 
-        let call_states = plan.states().checked_mul(item::state_len(plan.tile_rows(), params.head_dim));
-        let mut states = scratch.take(call_states.expect("the size of the split states fits"));
-        let states =
-            MatMut::new(&mut states, plan.states(), item::state_len(plan.tile_rows(), params.head_dim));
-        let call = Call { kernels: *self, params, plan, kv, layout, q, out, states };
-        match layout.dtype() {
-            DType::Bf16 => call.run::<bf16>(scratch, par),
-            DType::F32 | DType::F16 => call.run::<f32>(scratch, par),
-        }
+/// [`Kernels::attention`], by the table's steps or a generated one.
+fn run(
+    kernels: Kernels,
+    generated: Option<&AttentionStep>,
+    params: &AttentionParams<'_>,
+    plan: &AttentionPlan,
+    kv: &dyn KvSource,
+    q: ActRef<'_>,
+    out: ActMut<'_>,
+    scratch: &Scratch,
+    par: &Par<'_>,
+) {
+    params.check();
+    assert!(plan.fits(params), "a plan for other attention parameters");
+    let cols = params.n_heads.checked_mul(params.head_dim).expect("the width of a batch fits");
+    assert!(q.cols() == cols && out.cols() == cols, "attention: widths differ from the heads");
+    assert!(q.rows() == plan.rows() && out.rows() == plan.rows(), "attention: rows differ from the plan");
+    let layout = kv.layout();
+    assert_eq!(layout.head_dim(), params.head_dim, "the head dimension of the KV blocks");
+
+    let call_states = plan.states().checked_mul(item::state_len(plan.tile_rows(), params.head_dim));
+    let mut states = scratch.take(call_states.expect("the size of the split states fits"));
+    let states = MatMut::new(&mut states, plan.states(), item::state_len(plan.tile_rows(), params.head_dim));
+    let call = Call { kernels, generated, params, plan, kv, layout, q, out, states };
+    match layout.dtype() {
+        DType::Bf16 => call.run::<bf16>(scratch, par),
+        DType::F32 | DType::F16 => call.run::<f32>(scratch, par),
     }
 }

@@ -5,6 +5,7 @@
 //! applied to sums that are still in registers.
 
 mod assembler;
+mod attention;
 mod brgemm;
 mod cache;
 mod epilogue;
@@ -16,13 +17,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::assembler::{Code, Emit};
+pub(crate) use self::attention::{AttentionKey, AttentionStep, Scores};
 use self::cache::Cache;
 pub(crate) use self::epilogue::EpilogueArgs;
 pub use self::key::UnknownKey;
-pub(crate) use self::key::{Operands, TileEpilogue, TileKey};
+pub(crate) use self::key::{KernelKey, Operands, TileEpilogue, TileKey};
 use self::memory::Executable;
 use crate::gemm::tile::TileArgs;
-use crate::{Isa, Kernels, WeightFormat};
+use crate::{DType, Isa, Kernels, WeightFormat};
 
 /// Generated kernels, made at first use and kept for the next.
 ///
@@ -85,6 +87,9 @@ pub enum JitError {
     /// Nothing is generated for weights of this format.
     #[error("generated kernels multiply bf16 and int8 weights, not {0}")]
     Format(WeightFormat),
+    /// No attention step is generated for keys and values of this type.
+    #[error("generated attention reads bf16 keys and values, not {0}")]
+    Kv(DType),
     /// No kernel has this name.
     #[error(transparent)]
     Unknown(#[from] UnknownKey),
@@ -122,8 +127,7 @@ impl Jit {
     /// # Errors
     /// The name is none of a kernel; see also [`Jit::new`].
     pub fn dump(&self, name: &str) -> Result<String, JitError> {
-        let key = name.parse()?;
-        Ok(self.kernel(&key)?.disassemble())
+        Ok(self.kernel(name.parse()?)?.disassemble())
     }
 
     /// The tile for a key.
@@ -131,15 +135,23 @@ impl Jit {
     /// # Panics
     /// The key's parts do not fit together.
     pub(crate) fn tile(&self, key: &TileKey) -> Result<Tile, JitError> {
-        Ok(Tile { kernel: self.kernel(key)? })
+        Ok(Tile { kernel: self.kernel(KernelKey::Tile(*key))? })
     }
 
-    fn kernel(&self, key: &TileKey) -> Result<Arc<Kernel>, JitError> {
-        assert!(key.is_valid(), "no tile: {key:?}");
+    /// The attention step for a key.
+    ///
+    /// # Panics
+    /// As `tile`.
+    pub(crate) fn attention_step(&self, key: &AttentionKey) -> Result<AttentionStep, JitError> {
+        Ok(AttentionStep::new(*key, self.kernel(KernelKey::Attention(*key))?))
+    }
+
+    fn kernel(&self, key: KernelKey) -> Result<Arc<Kernel>, JitError> {
+        assert!(key.is_valid(), "no kernel: {key:?}");
         if self.kernels.isa() < key.isa() {
             return Err(JitError::Isa { needed: key.isa(), actual: self.kernels.isa() });
         }
-        self.cache().get_or_insert(key, || Kernel::new(key.to_string(), brgemm::generate(key)))
+        self.cache().get_or_insert(&key, || Kernel::new(key.to_string(), key.generate()))
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -184,18 +196,10 @@ impl Tile {
     ///   reads it, if `resume` is set.
     /// - What is written overlaps no other operand.
     pub(crate) unsafe fn run(&self, args: &TileArgs, epilogue: Option<&EpilogueArgs>) {
-        #[cfg(target_arch = "x86_64")]
-        type Entry = unsafe extern "sysv64" fn(*const TileArgs, *const EpilogueArgs);
-        // No value of this type exists on other processors.
-        #[cfg(not(target_arch = "x86_64"))]
-        type Entry = unsafe extern "C" fn(*const TileArgs, *const EpilogueArgs);
-        // SAFETY: the pages hold a whole function of this signature, made by `brgemm::generate`; it
-        // keeps the registers that its ABI wants kept, and the tier that it needs was checked before
-        // it was handed out. The operands are the caller's promise.
-        unsafe {
-            let entry = std::mem::transmute::<*const u8, Entry>(self.kernel.code.entry().as_ptr());
-            entry(args, epilogue.map_or(std::ptr::null(), std::ptr::from_ref));
-        }
+        let epilogue = epilogue.map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the kernel is one of `brgemm::generate`, which takes both addresses; the operands are
+        // the caller's promise.
+        unsafe { self.kernel.call(args, epilogue) }
     }
 }
 
@@ -216,6 +220,24 @@ impl Kernel {
                 Ok(Self { name, code: pages, instructions: code.instructions })
             }
             Err(error) => Err(JitError::Encode { kernel: name, reason: error.to_string() }),
+        }
+    }
+
+    /// Calls the code with the addresses of its arguments.
+    ///
+    /// # Safety
+    /// The code was generated for arguments of these types, and what they describe is accessible.
+    unsafe fn call<A, B>(&self, first: *const A, second: *const B) {
+        #[cfg(target_arch = "x86_64")]
+        type Entry<A, B> = unsafe extern "sysv64" fn(*const A, *const B);
+        // No kernel exists on other processors.
+        #[cfg(not(target_arch = "x86_64"))]
+        type Entry<A, B> = unsafe extern "C" fn(*const A, *const B);
+        // SAFETY: the pages hold a whole function, which keeps the registers that its ABI wants kept; the
+        // tier that it needs was checked before it was generated. The rest is the caller's promise.
+        unsafe {
+            let entry = std::mem::transmute::<*const u8, Entry<A, B>>(self.code.entry().as_ptr());
+            entry(first, second);
         }
     }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::plan::{Item, Merge, Tile, UNIT_BLOCKS};
 use super::tile::{KvElement, Logits, Part, SUM_LANES, State, Step, Visible};
 use super::{AttentionParams, AttentionPlan, KV_BLOCK, KvLayout, KvSource};
+use crate::jit::AttentionStep;
 use crate::{ActMut, ActRef, Kernels, MatMut, Par, Scratch};
 
 /// A window that never ends, small enough to be subtracted from.
@@ -14,6 +15,8 @@ const NO_WINDOW: i64 = i64::MAX / 2;
 /// Everything that the items of a call share.
 pub(super) struct Call<'a> {
     pub(super) kernels: Kernels,
+    /// The step to use instead of the table's.
+    pub(super) generated: Option<&'a AttentionStep>,
     pub(super) params: &'a AttentionParams<'a>,
     pub(super) plan: &'a AttentionPlan,
     pub(super) kv: &'a dyn KvSource,
@@ -135,8 +138,7 @@ impl Call<'_> {
             o: &mut work.unit.o[rows.start * w..rows.end * w],
         };
         step.check();
-        // SAFETY: the CPU has this table's tier.
-        unsafe { E::step(&self.kernels.table().attention)(step) };
+        E::step(self.kernels, self.generated, step);
     }
 
     /// The tokens of the tile that see something of a block.
@@ -283,7 +285,7 @@ const fn aligned(len: usize) -> usize {
     len.next_multiple_of(16)
 }
 
-fn logits(params: &AttentionParams<'_>) -> Logits {
+pub(super) fn logits(params: &AttentionParams<'_>) -> Logits {
     match params.softcap {
         None => Logits::Scaled { factor: params.scale * LOG2_E },
         Some(cap) => Logits::Capped { inner: params.scale / cap, cap: cap * LOG2_E },

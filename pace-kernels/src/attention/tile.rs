@@ -8,6 +8,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{KV_BLOCK, KvRef};
+use crate::jit::AttentionStep;
 use crate::{ActRef, Element, Kernels};
 
 /// Lanes that a row's sum is kept in during a unit.
@@ -97,7 +98,7 @@ pub(crate) enum Logits {
 }
 
 /// Which tokens of a block the rows of a step see.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Visible {
     /// Query heads of a KV head: consecutive rows that share a token.
     pub(crate) group: usize,
@@ -160,8 +161,8 @@ pub(crate) struct Part<'a> {
 
 /// A type that keys and values are stored as.
 pub(crate) trait KvElement: Element {
-    /// Its step kernel.
-    fn step(tiles: &AttentionTiles) -> unsafe fn(Step<'_, Self>);
+    /// One step by the table's kernel, or by a generated one if there is one for this type.
+    fn step(kernels: Kernels, generated: Option<&AttentionStep>, step: Step<'_, Self>);
 
     /// The elements of blocks of this type.
     ///
@@ -174,8 +175,9 @@ pub(crate) trait KvElement: Element {
 }
 
 impl KvElement for f32 {
-    fn step(tiles: &AttentionTiles) -> unsafe fn(Step<'_, Self>) {
-        tiles.step_f32
+    fn step(kernels: Kernels, _: Option<&AttentionStep>, step: Step<'_, Self>) {
+        // SAFETY: the CPU has this table's tier.
+        unsafe { (kernels.table().attention.step_f32)(step) }
     }
 
     fn elements(blocks: KvRef<'_>) -> &[Self] {
@@ -194,8 +196,12 @@ impl KvElement for f32 {
 }
 
 impl KvElement for bf16 {
-    fn step(tiles: &AttentionTiles) -> unsafe fn(Step<'_, Self>) {
-        tiles.step_bf16
+    fn step(kernels: Kernels, generated: Option<&AttentionStep>, step: Step<'_, Self>) {
+        match generated {
+            Some(generated) => generated.run(step),
+            // SAFETY: the CPU has this table's tier.
+            None => unsafe { (kernels.table().attention.step_bf16)(step) },
+        }
     }
 
     fn elements(blocks: KvRef<'_>) -> &[Self] {

@@ -45,6 +45,11 @@ impl Blocking {
         Self { rows, panels: panels.count(), steps, block_rows, block_steps, prefetch }
     }
 
+    /// Whether so few rows use the weights that the memory they come from is what takes time.
+    pub(super) const fn is_skinny(&self) -> bool {
+        self.rows <= SKINNY_ROWS
+    }
+
     /// Units of parallel work.
     pub(super) fn tasks(&self) -> usize {
         self.panels * self.rows.div_ceil(self.block_rows)

@@ -104,6 +104,7 @@ impl Product<'_> {
             (TileKind::Int8, format) => Ok(Operands::Int8 {
                 group_steps: self.form.group / 4,
                 weight_scales: matches!(format, WeightFormat::Int8Group(_)),
+                streamed: self.blocking.is_skinny(),
             }),
             (TileKind::F32, format) => Err(JitError::Format(format)),
         }

@@ -56,7 +56,10 @@ pub(super) struct Assembler {
 
 impl Assembler {
     pub(super) fn new() -> Emit<Self> {
-        Ok(Self { code: CodeAssembler::new(64)?, constants: Vec::new() })
+        let mut code = CodeAssembler::new(64)?;
+        // VEX knows 16 registers only.
+        code.set_prefer_vex(false);
+        Ok(Self { code, constants: Vec::new() })
     }
 
     /// Saves every register that the caller may count on, so that the body may use all of them.

@@ -14,14 +14,16 @@
 //! ```
 //!
 //! Registers, bf16: 6 rows x 4 vectors (or 8 x 2) of sums, 4 for the panel line, 2 for activations.
-//! int8 needs two accumulators for each sum: 7 rows x 2 vectors, or 3 x 4. Activations are broadcast
+//! int8 needs two accumulators for each sum: 6 rows x 2 vectors, or 3 x 4. Activations are broadcast
 //! by a load of their own: as the embedded broadcast of each product they would be loaded once for each
 //! vector, more than one load a cycle.
 //!
 //! The operations and their order are those of the intrinsics tiles, so the bits are too.
 //!
-//! Tried and lost, fraction of the int8 peak at K = 2048 with groups of 64, one thread: f32 sums in L1
-//! instead of registers gave 0.81 for 6 rows (now 0.84) and 0.83 for 3 (now 0.89).
+//! Measured as fractions of the int8 peak at K = 2048, one thread, panels in L2. f32 sums in registers
+//! instead of L1: groups of 64 0.85 instead of 0.81 (6 rows, strips of 2 vectors), 0.89 instead of 0.83
+//! (3 rows); groups of 1024 0.92 instead of 0.96; and a third of the speed when the panel comes from
+//! memory, as strips skip every other pair of lines. So all three are here, see [`Plan`].
 
 use std::mem::offset_of;
 
@@ -55,21 +57,17 @@ pub(super) fn generate(key: &TileKey) -> Emit<Code> {
     asm.push(rdi)?;
     asm.push(rsi)?;
     let width = key.width / 16;
-    let (most_rows, strip) = match key.operands {
-        Operands::Bf16 => (SUMS / width, width),
-        Operands::Int8 { .. } if key.rows <= 3 => (3, width),
-        Operands::Int8 { .. } => (7.min(SUMS / width), 2),
-    };
-    let blocks = key.rows.div_ceil(most_rows);
+    let plan = Plan::new(key, width);
+    let blocks = key.rows.div_ceil(plan.rows);
     let rows = key.rows.div_ceil(blocks);
     for first in (0..key.rows).step_by(rows) {
         let rows = rows.min(key.rows - first);
-        for vector in (0..width).step_by(strip) {
-            Strip { key, first, rows, first_vector: vector, vectors: strip }.emit(&mut asm)?;
+        let block = Strip { key, first, rows, first_vector: 0, vectors: width, in_memory: plan.in_memory };
+        for first_vector in (0..width).step_by(plan.vectors) {
+            Strip { first_vector, vectors: plan.vectors, ..block }.emit(&mut asm)?;
         }
         if let Some(epilogue) = &key.epilogue {
-            let block = Strip { key, first, rows, first_vector: 0, vectors: width };
-            if strip < width {
+            if plan.in_memory || plan.vectors < width {
                 block.each_sum(&mut asm, |asm, sum, at| asm.vmovups(sum, at))?;
             }
             asm.mov(rsi, qword_ptr(rsp + EPILOGUE_ARGS))?;
@@ -81,6 +79,31 @@ pub(super) fn generate(key: &TileKey) -> Emit<Code> {
     asm.finish()
 }
 
+/// How a tile is cut for the registers.
+struct Plan {
+    /// The most rows of a block.
+    rows: usize,
+    /// Vectors of a strip.
+    vectors: usize,
+    /// Whether the f32 sums stay in `TileArgs::sums`.
+    in_memory: bool,
+}
+
+impl Plan {
+    fn new(key: &TileKey, width: usize) -> Self {
+        match key.operands {
+            Operands::Bf16 => Self { rows: SUMS / width, vectors: width, in_memory: false },
+            Operands::Int8 { .. } if key.rows <= 3 => Self { rows: 3, vectors: width, in_memory: false },
+            // Strips read the panel several times, which only pays if it is in the cache already and if
+            // sums are needed often.
+            Operands::Int8 { group_steps: ..=32, weight_scales: false, streamed: false } => {
+                Self { rows: (SUMS / width).min(7), vectors: 2, in_memory: false }
+            }
+            Operands::Int8 { .. } => Self { rows: (SUMS / width).min(7), vectors: width, in_memory: true },
+        }
+    }
+}
+
 /// The sums of some rows and some vectors of the panel, over all of K.
 #[derive(Clone, Copy)]
 struct Strip<'a> {
@@ -89,6 +112,7 @@ struct Strip<'a> {
     rows: usize,
     first_vector: usize,
     vectors: usize,
+    in_memory: bool,
 }
 
 impl Strip<'_> {
@@ -98,9 +122,12 @@ impl Strip<'_> {
         self.start_prefetch(asm)?;
         match self.key.operands {
             Operands::Bf16 => self.steps(asm, self.key.steps)?,
-            Operands::Int8 { group_steps, weight_scales } => self.groups(asm, group_steps, weight_scales)?,
+            Operands::Int8 { group_steps, weight_scales, .. } => {
+                self.groups(asm, group_steps, weight_scales)?
+            }
         }
-        if self.key.epilogue.is_some() && 16 * self.vectors == self.key.width {
+        let wanted_in_registers = self.key.epilogue.is_some() && 16 * self.vectors == self.key.width;
+        if self.in_memory || wanted_in_registers {
             return Ok(());
         }
         self.each_sum(asm, |asm, sum, at| asm.vmovups(at, sum))
@@ -110,11 +137,12 @@ impl Strip<'_> {
         ZMM[row * self.vectors + vector]
     }
 
-    /// Where products are added: to the sums themselves, or in i32 behind them.
+    /// Where products are added: to the sums themselves; or in i32, behind the sums if they are in
+    /// registers.
     fn acc(&self, row: usize, vector: usize) -> AsmRegisterZmm {
         match self.key.operands {
-            Operands::Bf16 => self.sum(row, vector),
-            Operands::Int8 { .. } => ZMM[(self.rows + row) * self.vectors + vector],
+            Operands::Int8 { .. } if !self.in_memory => ZMM[(self.rows + row) * self.vectors + vector],
+            _ => self.sum(row, vector),
         }
     }
 
@@ -160,7 +188,12 @@ impl Strip<'_> {
     fn start_sums(&self, asm: &mut Assembler) -> Emit {
         let (mut resume, mut done) = (asm.create_label(), asm.create_label());
         asm.cmp(byte_ptr(rdi + offset_of!(TileArgs, resume)), 0)?;
-        asm.jne(resume)?;
+        asm.jne(if self.in_memory { done } else { resume })?;
+        if self.in_memory {
+            asm.vpxord(ZMM[0], ZMM[0], ZMM[0])?;
+            self.each_sum(asm, |asm, _, at| asm.vmovups(at, ZMM[0]))?;
+            return asm.set_label(&mut done);
+        }
         for register in &ZMM[..self.rows * self.vectors] {
             asm.vpxord(*register, *register, *register)?;
         }
@@ -263,28 +296,40 @@ impl Strip<'_> {
         asm.add(r13, 4)
     }
 
-    /// sum += f32(acc) * scale.
+    /// sum += f32(acc) * scale. Uses rcx and rsi.
     fn end_group(&self, asm: &mut Assembler, weight_scales: bool) -> Emit {
-        asm.mov(rsi, r12)?;
+        asm.mov(rcx, r12)?;
+        asm.mov(rsi, r11)?;
         for row in 0..self.rows {
             let a_scale = self.row(row);
-            asm.vbroadcastss(a_scale, dword_ptr(rsi))?;
+            asm.vbroadcastss(a_scale, dword_ptr(rcx))?;
             for vector in 0..self.vectors {
-                let acc = self.acc(row, vector);
                 let mut scale = a_scale;
                 if weight_scales {
                     scale = self.panel(vector);
                     asm.vmulps(scale, a_scale, zmmword_ptr(r15 + 64 * vector))?;
                 }
-                asm.vcvtdq2ps(acc, acc)?;
-                asm.vfmadd231ps(self.sum(row, vector), acc, scale)?;
+                self.add_scaled(asm, row, vector, scale)?;
             }
-            asm.add(rsi, r14)?;
+            asm.add(rcx, r14)?;
+            asm.add(rsi, rbx)?;
         }
         if weight_scales {
             asm.add(r15, (4 * self.key.width) as i32)?;
         }
         asm.add(r12, 4)
+    }
+
+    /// rsi: the row's sums, if they are in memory.
+    fn add_scaled(&self, asm: &mut Assembler, row: usize, vector: usize, scale: AsmRegisterZmm) -> Emit {
+        let acc = self.acc(row, vector);
+        asm.vcvtdq2ps(acc, acc)?;
+        if !self.in_memory {
+            return asm.vfmadd231ps(self.sum(row, vector), acc, scale);
+        }
+        let at = zmmword_ptr(rsi + 64 * (self.first_vector + vector));
+        asm.vfmadd213ps(acc, scale, at)?;
+        asm.vmovups(at, acc)
     }
 }
 

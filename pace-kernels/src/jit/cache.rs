@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::key::TileKey;
+use super::key::KernelKey;
 use super::{JitCapacity, JitEntry, JitError, Kernel};
 
 pub(super) struct Cache {
     capacity: JitCapacity,
-    entries: HashMap<TileKey, Entry>,
+    entries: HashMap<KernelKey, Entry>,
     /// Bytes that the entries take.
     bytes: usize,
     /// Counts uses.
@@ -28,7 +28,7 @@ impl Cache {
     /// The kernel of a key, made by `generate` if it is not there.
     pub(super) fn get_or_insert(
         &mut self,
-        key: &TileKey,
+        key: &KernelKey,
         generate: impl FnOnce() -> Result<Kernel, JitError>,
     ) -> Result<Arc<Kernel>, JitError> {
         self.clock += 1;

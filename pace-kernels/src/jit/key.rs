@@ -3,8 +3,62 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::assembler::{Code, Emit};
+use super::attention::{self, AttentionKey};
+use super::brgemm;
 use crate::gemm::tile::PREFETCH_STEPS;
 use crate::{Activation, DType, Isa};
+
+/// What a kernel is generated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum KernelKey {
+    Tile(TileKey),
+    Attention(AttentionKey),
+}
+
+impl KernelKey {
+    /// The least tier that runs the kernel.
+    pub(super) fn isa(&self) -> Isa {
+        match self {
+            Self::Tile(key) => key.isa(),
+            Self::Attention(_) => Isa::Avx512Bf16,
+        }
+    }
+
+    pub(super) fn is_valid(&self) -> bool {
+        match self {
+            Self::Tile(key) => key.is_valid(),
+            Self::Attention(key) => key.is_valid(),
+        }
+    }
+
+    pub(super) fn generate(&self) -> Emit<Code> {
+        match self {
+            Self::Tile(key) => brgemm::generate(key),
+            Self::Attention(key) => attention::generate(key),
+        }
+    }
+}
+
+impl fmt::Display for KernelKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tile(key) => key.fmt(f),
+            Self::Attention(key) => key.fmt(f),
+        }
+    }
+}
+
+impl FromStr for KernelKey {
+    type Err = UnknownKey;
+
+    /// What `Display` writes.
+    fn from_str(name: &str) -> Result<Self, UnknownKey> {
+        let tile = parse(name).map(Self::Tile);
+        tile.or_else(|| AttentionKey::parse(name).map(Self::Attention))
+            .ok_or_else(|| UnknownKey(name.to_owned()))
+    }
+}
 
 /// The most rows of a tile.
 pub(super) const MAX_ROWS: usize = 8;
@@ -39,6 +93,8 @@ pub(crate) enum Operands {
         group_steps: usize,
         /// Whether the weights have scales too, one for each column and group.
         weight_scales: bool,
+        /// Whether the weights come from memory, to be used by few rows.
+        streamed: bool,
     },
 }
 
@@ -128,13 +184,21 @@ impl fmt::Display for TileKey {
     }
 }
 
-/// `bf16`, `int8-g64` (groups of 64 along K), `int8-g64w` (scales of weights for them too).
+/// `bf16`, `int8-g64` (groups of 64 along K), `int8-g64w` (scales of weights for them too), both with an
+/// `s` behind if weights are streamed.
 impl fmt::Display for Operands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bf16 => f.write_str("bf16"),
-            Self::Int8 { group_steps, weight_scales } => {
-                write!(f, "int8-g{}{}", 4 * group_steps, if *weight_scales { "w" } else { "" })
+            Self::Int8 { group_steps, weight_scales, streamed } => {
+                let letter = |on: bool, letter| if on { letter } else { "" };
+                write!(
+                    f,
+                    "int8-g{}{}{}",
+                    4 * group_steps,
+                    letter(*weight_scales, "w"),
+                    letter(*streamed, "s")
+                )
             }
         }
     }
@@ -157,15 +221,6 @@ impl TileEpilogue {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not the name of a generated kernel; one is `bf16:6x64:k2048:64:bias+silu:bf16`")]
 pub struct UnknownKey(pub String);
-
-impl FromStr for TileKey {
-    type Err = UnknownKey;
-
-    /// What `Display` writes.
-    fn from_str(name: &str) -> Result<Self, UnknownKey> {
-        parse(name).ok_or_else(|| UnknownKey(name.to_owned()))
-    }
-}
 
 fn parse(name: &str) -> Option<TileKey> {
     let fields: Vec<_> = name.split(':').collect();
@@ -196,8 +251,9 @@ fn parse_operands(name: &str) -> Option<Operands> {
         return Some(Operands::Bf16);
     }
     let group = name.strip_prefix("int8-g")?;
+    let (group, streamed) = group.strip_suffix('s').map_or((group, false), |group| (group, true));
     let (group, weight_scales) = group.strip_suffix('w').map_or((group, false), |group| (group, true));
-    Some(Operands::Int8 { group_steps: group.parse::<usize>().ok()? / 4, weight_scales })
+    Some(Operands::Int8 { group_steps: group.parse::<usize>().ok()? / 4, weight_scales, streamed })
 }
 
 fn parse_epilogue(cols: &str, parts: &str, out: &str) -> Option<TileEpilogue> {

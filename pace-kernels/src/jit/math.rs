@@ -8,6 +8,7 @@ use super::assembler::{Assembler, Emit};
 use crate::Activation;
 use crate::generic::activation::{Gelu, GeluTanh};
 use crate::generic::exp::{C, EXP_HIGH, EXP_LOW, LN_2_HI, LN_2_LO};
+use crate::generic::exp2::C_FAST;
 
 /// Predicates of `vcmpps`: ordered and quiet, as the portable comparisons are.
 const LESS: u32 = 0x11;
@@ -180,4 +181,13 @@ fn exp(asm: &mut Assembler, x: AsmRegisterZmm, temps: &mut Temps) -> Emit {
     asm.vscalefps(x.k2().z(), p, n)?;
     [r, n, p, r2].into_iter().for_each(|register| temps.give(register));
     Ok(())
+}
+
+/// x = 2^x, as in the attention of the tier with BF16.
+pub(super) fn exp2(asm: &mut Assembler, x: AsmRegisterZmm, f: AsmRegisterZmm, p: AsmRegisterZmm) -> Emit {
+    let [c0, c1, c2, c3] = C_FAST;
+    asm.vreduceps(f, x, TO_NEAREST)?;
+    polynomial(asm, p, &[1.0, c0, c1, c2, c3], f)?;
+    asm.vsubps(x, x, f)?;
+    asm.vscalefps(x, p, x)
 }

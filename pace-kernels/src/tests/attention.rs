@@ -1,6 +1,8 @@
 //! Flash attention at every tier: against an f64 reference, and the same bits however it is cut.
 
 mod bits;
+#[cfg(target_arch = "x86_64")]
+mod generated;
 mod guard;
 mod reference;
 

@@ -86,7 +86,7 @@ impl Case {
                         // SAFETY: the test has a key only if the CPU has its tier.
                         unsafe { dot_bf16(&mut acc, w, a) }
                     }),
-                    Operands::Int8 { group_steps, weight_scales } => {
+                    Operands::Int8 { group_steps, weight_scales, .. } => {
                         for group in 0..self.groups {
                             self.int8_group(row, vector, group, group_steps, weight_scales, &mut acc);
                         }
@@ -218,7 +218,7 @@ fn dot_bf16(acc: &mut [f32; 16], w: &[u32; 16], a: u32) {
     }
 }
 
-fn assert_bits(actual: &[f32], expected: &[f32], what: impl std::fmt::Display) {
+pub(super) fn assert_bits(actual: &[f32], expected: &[f32], what: impl std::fmt::Display) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     let differs = |(actual, expected): (&f32, &f32)| actual.to_bits() != expected.to_bits();
     if let Some(at) = actual.iter().zip(expected).position(differs) {
@@ -252,8 +252,8 @@ fn int8_sums_are_those_of_integers() {
     for (group_steps, weight_scales) in
         [(16, false), (16, true), (8, true), (24, false), (256, false), (1, true)]
     {
-        let operands = Operands::Int8 { group_steps, weight_scales };
-        for width in [32, 64] {
+        for (width, streamed) in [(32, false), (64, false), (32, true), (64, true)] {
+            let operands = Operands::Int8 { group_steps, weight_scales, streamed };
             for rows in 1..=8 {
                 for steps in [1, 3, 7, 8, 15, 16, 17, 32, 47, 48, 65] {
                     let flush = Flush::BOTH[(steps + rows) % 2];
@@ -272,7 +272,8 @@ fn int8_sums_are_those_of_integers() {
 #[test]
 fn blocks_of_k_give_the_bits_of_one() {
     let Some(jit) = jit(Isa::Avx512Bf16) else { return };
-    for operands in [Operands::Bf16, Operands::Int8 { group_steps: 16, weight_scales: true }] {
+    for operands in [Operands::Bf16, Operands::Int8 { group_steps: 16, weight_scales: true, streamed: false }]
+    {
         let mut whole = Case::new(key(operands, 5, 64, 83), Flush::Right, 3, false);
         whole.run(&jit, None);
         let mut blocks = Case::new(key(operands, 5, 64, 83), Flush::Right, 3, false);
@@ -355,7 +356,7 @@ fn a_tier_without_the_instructions_has_no_generator() {
             Isa::Avx512Bf16 => assert!(jit.is_ok()),
             Isa::Avx512Vnni => {
                 let jit = jit.unwrap();
-                let int8 = Operands::Int8 { group_steps: 16, weight_scales: false };
+                let int8 = Operands::Int8 { group_steps: 16, weight_scales: false, streamed: false };
                 assert!(jit.tile(&key(int8, 1, 64, 4)).is_ok());
                 let error = jit.tile(&key(Operands::Bf16, 1, 64, 4)).unwrap_err();
                 assert!(matches!(error, JitError::Isa { needed: Isa::Avx512Bf16, actual: Isa::Avx512Vnni }));

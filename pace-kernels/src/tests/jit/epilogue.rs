@@ -4,7 +4,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::{Case, assert_bits, jit_for, key};
-use crate::jit::{EpilogueArgs, Operands, TileEpilogue, TileKey};
+use crate::jit::{EpilogueArgs, KernelKey, Operands, TileEpilogue, TileKey};
 use crate::tests::guard::{Flush, Guarded};
 use crate::tests::noise_vec;
 use crate::{Activation, DType, Isa, Kernels};
@@ -138,7 +138,7 @@ fn check(key: TileKey, flush: Flush, seed: u32, resume: bool) {
 /// Every activation with and without each other part, full and partial panels.
 #[test]
 fn every_part_gives_the_bits_of_the_kernels() {
-    let int8 = Operands::Int8 { group_steps: 16, weight_scales: false };
+    let int8 = Operands::Int8 { group_steps: 16, weight_scales: false, streamed: false };
     let activations = [None].into_iter().chain(Activation::ALL.map(Some));
     for (case, activation) in activations.flat_map(|activation| (0..64).map(move |case| (case, activation))) {
         let flag = |bit: u32| case >> bit & 1 == 1;
@@ -164,8 +164,9 @@ fn every_part_gives_the_bits_of_the_kernels() {
 fn keys() -> impl Strategy<Value = TileKey> {
     let operands = prop_oneof![
         Just(Operands::Bf16),
-        (1usize..40, any::<bool>())
-            .prop_map(|(group_steps, weight_scales)| Operands::Int8 { group_steps, weight_scales }),
+        (1usize..40, any::<bool>(), any::<bool>()).prop_map(|(group_steps, weight_scales, streamed)| {
+            Operands::Int8 { group_steps, weight_scales, streamed }
+        }),
     ];
     let dtype = prop_oneof![Just(DType::F32), Just(DType::Bf16)];
     let activation = prop::option::of(prop::sample::select(Activation::ALL.to_vec()));
@@ -209,12 +210,12 @@ proptest! {
 
     #[test]
     fn a_name_gives_its_key_back(key in keys()) {
-        prop_assert_eq!(key.to_string().parse(), Ok(key));
+        prop_assert_eq!(key.to_string().parse(), Ok(KernelKey::Tile(key)));
     }
 
     #[test]
     fn no_name_panics(name in "[a-z0-9:+-]{0,40}") {
-        if let Ok(key) = name.parse::<TileKey>() {
+        if let Ok(key) = name.parse::<KernelKey>() {
             prop_assert_eq!(key.to_string(), name);
         }
     }
