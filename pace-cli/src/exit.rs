@@ -7,6 +7,9 @@ use pace_runtime::{ErrorKind, RuntimeError};
 
 use crate::hub::{Interrupted, NoSpace};
 
+/// The code after Ctrl-C: that of a process that the signal ends.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// A command line that clap accepts and that still makes no sense.
 #[derive(Debug)]
 pub(crate) struct Usage(pub(crate) String);
@@ -48,7 +51,7 @@ fn code(error: &anyhow::Error) -> u8 {
         return 2;
     }
     if error.is::<Interrupted>() {
-        return 130;
+        return INTERRUPTED;
     }
     if error.is::<NoSpace>() {
         return 4;

@@ -18,6 +18,7 @@ mod reference;
 mod removal;
 mod repo;
 mod store;
+mod token;
 mod transfer;
 mod wheel;
 
@@ -27,13 +28,14 @@ mod tests;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use pace_runtime::config::Env;
 
 use crate::exit::Usage;
+use crate::interrupt;
 use cache::HubCache;
 use catalogue::Files;
 pub(crate) use catalogue::{Entry, entries};
@@ -50,6 +52,8 @@ use store::Store;
 use wheel::{Pip, Wheel};
 
 const PUBLIC_ENDPOINT: &str = "https://huggingface.co";
+/// From Ctrl-C to the end of a download that does not notice it.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Where models are kept and where they come from.
 pub(crate) struct Models {
@@ -79,7 +83,7 @@ impl Models {
     /// The caches and the hub that the environment names, with progress on stderr.
     ///
     /// # Errors
-    /// It names no place for a cache ([`Usage`]).
+    /// It names no place for a cache, or no usable token ([`Usage`]).
     pub(crate) fn new(env: &Env) -> Result<Self> {
         let no_place = || {
             Usage(
@@ -96,12 +100,30 @@ impl Models {
             cache: HubCache::new(hub_cache),
             hub: Hub {
                 endpoint: endpoint.trim_end_matches('/').to_owned(),
-                token: env.hf_token.clone(),
+                token: token::find(env)?,
                 offline: env.hf_offline,
                 pause: Duration::from_millis(500),
             },
             pip: Pip::default(),
             progress: Progress::stderr(Arc::new(AtomicBool::new(false))),
+        })
+    }
+
+    /// Until the guard goes, Ctrl-C ends a download in good order: what is there stays and is continued the next time.
+    ///
+    /// # Errors
+    /// The system does not let this process watch for it.
+    fn watch(&self) -> Result<interrupt::Guard> {
+        let interrupted = Arc::downgrade(self.progress.interrupted());
+        interrupt::on_ctrl_c(move || {
+            let Some(flag) = interrupted.upgrade() else { return };
+            flag.store(true, Ordering::Relaxed);
+            drop(flag);
+            // A server that sends nothing keeps the download from noticing.
+            std::thread::sleep(GRACE);
+            if interrupted.upgrade().is_some() {
+                interrupt::leave();
+            }
         })
     }
 
@@ -230,7 +252,10 @@ pub(crate) fn resolve(env: &Env, text: Option<&str>) -> Result<String> {
         None => Some(Wanted::default_model()?),
     };
     let wanted = wanted.context("a name has sources")?;
-    let path = Models::new(env)?.get(&wanted)?;
+    let models = Models::new(env)?;
+    let watching = models.watch()?;
+    let path = models.get(&wanted)?;
+    drop(watching);
     path.into_os_string().into_string().map_err(|path| anyhow!("{} is not UTF-8", path.display()))
 }
 

@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod exit;
 mod hub;
+mod interrupt;
 mod logging;
 mod output;
 mod session;

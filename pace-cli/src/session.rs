@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use pace_runtime::config::Env;
+use pace_runtime::tokenizer::Tokenizer;
 use pace_runtime::{EngineHandle, LoadProgress, ModelFiles, ModelRef, RuntimeError};
 
 use crate::args::EngineArgs;
@@ -53,10 +54,29 @@ pub(crate) fn locate(env: &Env, model: Option<&str>) -> Result<ModelRef> {
     Ok(ModelRef::parse(&resolve(env, model)?)?)
 }
 
-/// The ids of `text` as the model's own rules begin and end it; special tokens in it count as such.
-pub(crate) fn encode(files: &ModelFiles, text: &str) -> Result<Vec<u32>> {
-    let ids = files.require_tokenizer()?.encode(text, true, true).map_err(RuntimeError::from)?;
-    Ok(ids)
+/// The model's tokenizer; `advice` is what to do where it has none.
+pub(crate) fn tokenizer<'f>(files: &'f ModelFiles, advice: &str) -> Result<&'f Arc<Tokenizer>> {
+    files.require_tokenizer().map_err(|error| advise(error, advice))
+}
+
+/// The tokenizer, without the rest, of the model that the user named, or of the default one.
+pub(crate) fn tokenizer_alone(env: &Env, model: Option<&str>) -> Result<Arc<Tokenizer>> {
+    const ADVICE: &str = "name a directory with tokenizer.json, or a GGUF file with a vocabulary";
+    locate(env, model)?.open_tokenizer().map_err(|error| advise(error, ADVICE))
+}
+
+fn advise(error: RuntimeError, advice: &str) -> anyhow::Error {
+    match error {
+        RuntimeError::NoTokenizer { .. } => Usage(format!("{error}: {advice}")).into(),
+        error => error.into(),
+    }
+}
+
+/// The ids of `text` as the model's own rules begin and end it; special tokens in it count as such. `flag` takes ids
+/// in place of a text.
+pub(crate) fn encode(files: &ModelFiles, text: &str, flag: &str) -> Result<Vec<u32>> {
+    let tokenizer = tokenizer(files, &format!("give token ids by {flag}"))?;
+    Ok(tokenizer.encode(text, true, true).map_err(RuntimeError::from)?)
 }
 
 /// A file's text, byte for byte; `-` is standard input.

@@ -1,10 +1,10 @@
 //! The tiers: what each one overrides, and the shims that give the generic bodies their features.
 
 /// Makes a tier's shims: for each kernel a function with the tier's target features whose body is
-/// the generic one, and `SHIMS`, the table of them. `$token` is the tier's pulp token, `$attr` its
-/// `target_feature` attribute.
+/// the generic one, and `SHIMS`, the table of them. `$token` is the tier's pulp token, `$lanes` its
+/// lanes for tiles, `$attr` its `target_feature` attribute.
 macro_rules! shims {
-    ([$(#[$attr:meta])?] $token:expr) => {
+    ([$(#[$attr:meta])?] $token:expr, $lanes:expr) => {
         $(#[$attr])?
         fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
             generic::convert::widen_bf16(src, dst);
@@ -87,6 +87,25 @@ macro_rules! shims {
         fn gemv_nn(a: &[f32], b: MatRef<'_, f32>, c: &mut [f32], accumulate: bool) {
             generic::gemv::gemv_nn($token, a, b, c, accumulate);
         }
+        $(#[$attr])?
+        fn finish_row(sums: &mut [f32], epilogue: &RowEpilogue<'_>, out: RowMut<'_>) {
+            generic::epilogue::finish_row($token, sums, epilogue, out);
+        }
+        /// # Safety
+        /// The CPU has this tier; what `t` describes is accessible.
+        $(#[$attr])?
+        unsafe fn gemm_tile(kind: TileKind, t: &TileArgs) {
+            // SAFETY: passed on to the caller.
+            unsafe { generic::tile::tile($lanes, kind, t) }
+        }
+        $(#[$attr])?
+        fn probe_peak(kind: TileKind, rounds: usize) -> u64 {
+            generic::probe::peak($lanes, kind, rounds)
+        }
+        $(#[$attr])?
+        fn probe_read(x: &[f32]) -> f32 {
+            generic::probe::read($token, x)
+        }
         const SHIMS: Table = Table {
             widen_bf16,
             widen_f16: crate::arch::scalar::widen_f16,
@@ -108,6 +127,10 @@ macro_rules! shims {
             gemv_nt,
             gemv_nt_bf16,
             gemv_nn,
+            finish_row,
+            gemm_tile,
+            probe_peak,
+            probe_read,
         };
     };
 }

@@ -1,141 +1,253 @@
-//! f32 matrix products: the reference path of every operator.
+//! The blocked matrix product over packed weights.
 //!
-//! Two rows and more go to the `gemm` crate, which packs what it must in every call and
-//! promises no order of summation. It picks its own instruction set, whatever the tier. One row is
-//! bound by the memory that the matrix comes from, and packing would double that, so it has
-//! kernels of its own. All of it runs on the calling thread: operators parallelise over panels.
+//! Loop nest: tasks (row block, panel) { blocks of steps { tiles of 6 rows { steps } } ; epilogue }. Each
+//! weight line is read once for up to 504 rows; a panel's block of steps stays in L2 while all row tiles
+//! use it. Sums of a tile go through a small buffer to the epilogue, which costs 0.5 % at K = 2048 and
+//! keeps every combination of epilogues out of the tiles.
+//!
+//! One row, a few and many differ in blocking only, never in the order of a sum: a row's result is
+//! the same bits at any number of rows, threads and any batch.
 
-use half::bf16;
+mod blocking;
+pub(crate) mod epilogue;
+mod input;
+pub(crate) mod tile;
 
-use crate::{Kernels, MatMut, MatRef};
+use std::ops::Range;
 
-/// Up to this many rows, the `gemm` crate reads a transposed right operand where it lies. Above, it
-/// packs it by strided reads, which at k = 2048 took ten times as long as the product of 6 rows
-/// itself, and was no gain at 512 rows either.
-const TILE_ROWS: usize = 4;
+use self::blocking::{Blocking, row_tiles};
+pub use self::epilogue::Epilogue;
+use self::epilogue::{RowEpilogue, RowMut};
+use self::input::{Form, Input};
+use self::tile::{MAX_ROWS, TileArgs, TileKind};
+use crate::weights::Panels;
+use crate::{ActMut, ActRef, Kernels, PackedWeights, Par, Scratch, WeightFormat};
 
-/// Rows of a transposed right operand that all tiles use while they are in the cache.
-const TILE_COLS: usize = 64;
+/// How activations are rounded for int8 weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ActQuant {
+    /// One scale for each group of inputs: 64, or the weights' own groups.
+    #[default]
+    Groups,
+    /// One scale for each row: faster and, on small models, ten times as lossy. Weights with groups
+    /// keep theirs.
+    Token,
+}
+
+/// What a product needs besides its operands.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmCx<'a> {
+    /// The threads.
+    pub par: Par<'a>,
+    /// Memory for converted activations and for sums; a steady state allocates nothing.
+    pub scratch: &'a Scratch,
+    /// How activations are rounded for int8 weights.
+    pub act_quant: ActQuant,
+}
 
 impl Kernels {
-    /// c = a w^T, or c += a w^T with `accumulate`; a is `[m, k]`, w `[n, k]`, c `[m, n]`.
+    /// c = epilogue(a w^T): a is `[m, k]`, w `[n, k]` in [panels](crate::WeightLayout::Panels), c
+    /// `[m, n]` (`[m, n / 2]` if w is paired).
+    ///
+    /// bf16 weights multiply bf16 activations and sum in f32; f32 activations are rounded first. f32 and f16
+    /// weights multiply f32 activations. Int8 weights multiply activations that are rounded to int8, sum
+    /// each group exactly in i32, and groups in f32. Products are summed front to back for any m, so
+    /// that a row's result does not depend on the rows beside it, nor on the number of threads.
     ///
     /// # Panics
-    /// If the shapes do not match.
-    pub fn matmul_nt(
+    /// If the weights are not in panels, or the shapes do not match.
+    pub fn gemm(
         &self,
-        a: MatRef<'_, f32>,
-        w: MatRef<'_, f32>,
-        mut c: MatMut<'_, f32>,
-        accumulate: bool,
+        cx: &GemmCx<'_>,
+        a: ActRef<'_>,
+        w: &PackedWeights,
+        c: ActMut<'_>,
+        epilogue: &Epilogue<'_>,
     ) {
+        let panels = w.panels().expect("the weights of `gemm` are packed in panels");
         assert!(
-            a.cols() == w.cols() && c.rows() == a.rows() && c.cols() == w.rows(),
-            "{a:?} x {w:?}^T does not fit {c:?}"
+            a.cols() == w.k() && c.rows() == a.rows() && c.cols() == w.result_cols(),
+            "{a:?} times [{}, {}]^T does not fit {c:?}",
+            w.n(),
+            w.k()
         );
-        let m = c.rows();
-        if m == 1 {
-            // SAFETY: the CPU has this table's tier.
-            unsafe { (self.table().gemv_nt)(a.row(0), w, c.row_mut(0), accumulate) }
-        } else if m <= TILE_ROWS {
-            let right = Right { ptr: w.as_ptr(), depth_stride: 1, col_stride: w.row_stride() };
-            // SAFETY: element (p, j) of w^T is element (j, p) of w, and the shapes match.
-            unsafe { gemm(a, right, c, accumulate) }
-        } else {
-            self.tiled_nt(a, w, c, accumulate);
+        epilogue.check(w, a.rows());
+        if c.rows() == 0 || c.cols() == 0 {
+            return;
         }
+        let form = Form::new(&panels, cx.act_quant);
+        let mut converted = cx.scratch.take(form.scratch_len(a));
+        let input = Input::prepare(*self, &cx.par, &form, a, &mut converted);
+        let blocking = Blocking::new(a.rows(), &panels);
+        let product = Product { kernels: *self, w, panels, form, input, blocking, epilogue };
+        let mut slots = cx.scratch.take(cx.par.threads() * product.slot_len());
+        cx.par.runs(blocking.tasks(), &mut slots, |slot, task| {
+            // SAFETY: tasks are disjoint parts of the output, and each is handed out once.
+            product.task(task, slot, unsafe { c.alias() });
+        });
+    }
+}
+
+/// One product.
+struct Product<'a> {
+    kernels: Kernels,
+    w: &'a PackedWeights,
+    panels: Panels,
+    form: Form,
+    input: Input,
+    blocking: Blocking,
+    epilogue: &'a Epilogue<'a>,
+}
+
+impl Product<'_> {
+    /// f32 elements that a task needs: sums, and for f16 a widened block of the panel.
+    fn slot_len(&self) -> usize {
+        (self.blocking.live_rows() + self.widened_steps()) * self.panels.width
     }
 
-    /// `matmul_nt` in tiles.
-    fn tiled_nt(&self, a: MatRef<'_, f32>, w: MatRef<'_, f32>, mut c: MatMut<'_, f32>, accumulate: bool) {
-        let (m, n) = (c.rows(), c.cols());
-        for j in (0..n).step_by(TILE_COLS) {
-            let cols = j..n.min(j + TILE_COLS);
-            for i in (0..m).step_by(TILE_ROWS) {
-                let rows = i..m.min(i + TILE_ROWS);
-                let tile = c.rb_mut().into_rows(rows.clone()).into_cols(cols.clone());
-                self.matmul_nt(a.rows_range(rows), w.rows_range(cols.clone()), tile, accumulate);
+    fn widened_steps(&self) -> usize {
+        if self.panels.format == WeightFormat::F16 { self.blocking.live_steps() } else { 0 }
+    }
+
+    /// Computes the rows and the panel of a task into their part of the output.
+    fn task(&self, task: usize, slot: &mut [f32], c: ActMut<'_>) {
+        let (rows, panel) = self.blocking.task(task);
+        let result_width = self.panels.result_width();
+        let cols = panel * result_width..c.cols().min((panel + 1) * result_width);
+        let mut c = c.into_rows(rows.clone()).into_cols(cols.clone());
+        let (weights, scales) = self.w.panel(&self.panels, panel);
+        let (sums, widened) = slot.split_at_mut(self.blocking.live_rows() * self.panels.width);
+        for steps in self.blocking.step_blocks() {
+            let last = steps.end == self.panels.steps();
+            let block = self.block(weights, &steps, widened);
+            for tile in row_tiles(rows.len()) {
+                // Without blocks of steps, one tile's sums are alive at a time.
+                let at = if self.panels.steps() > steps.len() { tile.start } else { 0 };
+                let sums = &mut sums[at * self.panels.width..][..tile.len() * self.panels.width];
+                self.tile(&steps, block, scales, rows.start + tile.start, tile.len(), rows.len(), sums);
+                if last {
+                    self.finish(scales, rows.start, tile, &cols, sums, &mut c);
+                }
             }
         }
     }
 
-    /// c = a w^T for one row and bf16 weights.
-    pub(crate) fn gemv_nt_bf16(&self, a: &[f32], w: MatRef<'_, bf16>, c: &mut [f32]) {
-        assert!(a.len() == w.cols() && c.len() == w.rows(), "{} x {w:?}^T does not fit {}", a.len(), c.len());
-        // SAFETY: the CPU has this table's tier.
-        unsafe { (self.table().gemv_nt_bf16)(a, w, c) }
+    /// The panel at a block of steps, widened if need be.
+    fn block<'s>(&self, weights: &'s [u8], steps: &Range<usize>, widened: &'s mut [f32]) -> &'s [u8] {
+        let step_bytes = self.panels.width * self.panels.format.step_bytes();
+        let block = &weights[steps.start * step_bytes..steps.end * step_bytes];
+        if self.panels.format != WeightFormat::F16 || block.is_empty() {
+            return block;
+        }
+        let widened = &mut widened[..steps.len() * self.panels.width];
+        self.kernels.widen_f16(bytemuck::cast_slice(block), widened);
+        bytemuck::cast_slice(widened)
     }
 
-    /// c = a b, or c += a b with `accumulate`; a is `[m, k]`, b `[k, n]`, c `[m, n]`.
-    ///
-    /// # Panics
-    /// If the shapes do not match.
-    pub fn matmul_nn(
+    /// Adds the products of a block of steps to the sums of `count` rows from `first` on.
+    fn tile(
         &self,
-        a: MatRef<'_, f32>,
-        b: MatRef<'_, f32>,
-        mut c: MatMut<'_, f32>,
-        accumulate: bool,
+        steps: &Range<usize>,
+        block: &[u8],
+        scales: &[f32],
+        first: usize,
+        count: usize,
+        block_rows: usize,
+        sums: &mut [f32],
     ) {
+        let width = self.panels.width;
         assert!(
-            a.cols() == b.rows() && c.rows() == a.rows() && c.cols() == b.cols(),
-            "{a:?} x {b:?} does not fit {c:?}"
+            count <= MAX_ROWS && block.len() == steps.len() * width * 4 && sums.len() == count * width,
+            "a tile of {count} rows over {} bytes of weights with {} sums",
+            block.len(),
+            sums.len()
         );
-        if c.rows() == 1 {
-            // SAFETY: the CPU has this table's tier.
-            unsafe { (self.table().gemv_nn)(a.row(0), b, c.row_mut(0), accumulate) }
-        } else {
-            let right = Right { ptr: b.as_ptr(), depth_stride: b.row_stride(), col_stride: 1 };
-            // SAFETY: element (p, j) of the right operand is element (p, j) of b, and the shapes match.
-            unsafe { gemm(a, right, c, accumulate) }
+        if steps.is_empty() {
+            sums.fill(0.0);
+            return;
+        }
+        let (mut t, int8) = (self.empty_tile(steps), self.form.kind == TileKind::Int8);
+        t.a = self.input.row(first, steps.start);
+        t.w = block.as_ptr();
+        t.sums = sums.as_mut_ptr();
+        t.rows = count;
+        if int8 {
+            let group = 4 * steps.start / self.form.group;
+            (t.a_scales, t.a_offsets) = self.input.scale(first, group);
+            if let WeightFormat::Int8Group(_) = self.panels.format {
+                t.w_scales = scales[group * width..].as_ptr();
+            }
+        }
+        if self.blocking.prefetch {
+            // The tiles share the next block, which lies behind this one.
+            let tiles = block_rows.div_ceil(MAX_ROWS);
+            let share = block.len() / tiles / 64 * 64;
+            t.prefetch = t.w.wrapping_add(block.len() + first / MAX_ROWS * share);
+            t.prefetch_lines = (share / 64).div_ceil(steps.len().div_ceil(16).max(1));
+        }
+        // SAFETY: the CPU has this table's tier. `a` has `count` rows of all steps from `first` on,
+        // because `Input` covers all rows of the product; block and sums are as checked above; scales
+        // and offsets exist for every row and group.
+        unsafe { (self.kernels.table().gemm_tile)(self.form.kind, &t) }
+    }
+
+    /// What all tiles of a block of steps have in common.
+    fn empty_tile(&self, steps: &Range<usize>) -> TileArgs {
+        TileArgs {
+            a: std::ptr::null(),
+            a_stride: self.input.stride,
+            w: std::ptr::null(),
+            steps: steps.len(),
+            sums: std::ptr::null_mut(),
+            sums_stride: self.panels.width,
+            resume: steps.start > 0,
+            rows: 0,
+            width: self.panels.width,
+            prefetch: std::ptr::null(),
+            prefetch_lines: 0,
+            a_scales: std::ptr::null(),
+            a_offsets: std::ptr::null(),
+            a_groups: self.input.stride / size_of::<f32>(),
+            group_steps: self.form.group / 4,
+            w_scales: std::ptr::null(),
         }
     }
-}
 
-/// The right operand: element (p, j) lies at `p * depth_stride + j * col_stride`.
-struct Right {
-    ptr: *const f32,
-    depth_stride: usize,
-    col_stride: usize,
-}
-
-/// c (+)= a right.
-///
-/// # Safety
-/// The elements (p, j) of `right` with p < a.cols() and j < c.cols() are readable, and c has as many
-/// rows as a.
-unsafe fn gemm(a: MatRef<'_, f32>, right: Right, mut c: MatMut<'_, f32>, accumulate: bool) {
-    let (m, n, k) = (c.rows(), c.cols(), a.cols());
-    if k == 0 && !accumulate {
-        (0..m).for_each(|i| c.row_mut(i).fill(0.0));
-    }
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    let (c_stride, c_ptr) = (c.row_stride(), c.as_mut_ptr());
-    // SAFETY: the views and the caller guarantee that every element of the three operands is
-    // accessible, and `c`, being exclusive, overlaps neither input. A slice's length fits isize.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c_ptr,
-            1,
-            c_stride as isize,
-            accumulate,
-            a.as_ptr(),
-            1,
-            a.row_stride() as isize,
-            right.ptr,
-            right.col_stride as isize,
-            right.depth_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+    /// Stores the sums of a tile of rows, counted from `first`.
+    fn finish(
+        &self,
+        scales: &[f32],
+        first: usize,
+        tile: Range<usize>,
+        cols: &Range<usize>,
+        sums: &mut [f32],
+        c: &mut ActMut<'_>,
+    ) {
+        let bias = self.epilogue.bias.unwrap_or_default();
+        let paired = self.panels.result_width() < self.panels.width;
+        let up = if paired && !bias.is_empty() {
+            self.panels.n / 2 + cols.start..self.panels.n / 2 + cols.end
+        } else {
+            0..0
+        };
+        let mut row = RowEpilogue {
+            scales: if self.panels.format == WeightFormat::Int8 { scales } else { &[] },
+            half: self.panels.result_width(),
+            paired,
+            bias: if bias.is_empty() { bias } else { &bias[cols.clone()] },
+            up_bias: &bias[up],
+            activation: self.epilogue.activation,
+            multiply: epilogue::RowRef::None,
+            accumulate: self.epilogue.accumulate,
+        };
+        for (i, sums) in tile.zip(sums.chunks_exact_mut(self.panels.width)) {
+            row.multiply = self.epilogue.multiplier(first + i, cols.clone());
+            let out = match c {
+                ActMut::F32(c) => RowMut::F32(c.row_mut(i)),
+                ActMut::Bf16(c) => RowMut::Bf16(c.row_mut(i)),
+            };
+            // SAFETY: the CPU has this table's tier.
+            unsafe { (self.kernels.table().finish_row)(sums, &row, out) }
+        }
     }
 }

@@ -6,10 +6,13 @@
 
 pub(crate) mod activation;
 pub(crate) mod convert;
+pub(crate) mod epilogue;
 pub(crate) mod exp;
 pub(crate) mod gemv;
 pub(crate) mod lanes;
 pub(crate) mod norm;
+pub(crate) mod probe;
 pub(crate) mod quantize;
 pub(crate) mod rope;
 pub(crate) mod softmax;
+pub(crate) mod tile;

@@ -20,8 +20,11 @@ mod embed;
 mod gemm;
 mod generic;
 mod isa;
+mod jit;
+mod library;
 mod norm;
 mod par;
+mod probe;
 mod quantize;
 mod rope;
 mod scratch;
@@ -41,10 +44,15 @@ pub use crate::arena::Arena;
 pub use crate::attention::{KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
 pub use crate::buffer::{Buffer, HugePages, OutOfMemory, Placement};
 pub use crate::dtype::{DType, Element, UnknownDType};
+pub use crate::gemm::{ActQuant, Epilogue, GemmCx};
 pub use crate::isa::{Isa, IsaError};
+pub use crate::jit::{Jit, JitCapacity, JitEntry, JitError, UnknownKey};
 pub use crate::norm::RowNorm;
 pub use crate::par::{Par, Pool, PoolError, PoolOptions};
+pub use crate::probe::Unit;
 pub use crate::scratch::{Scratch, ScratchBuf};
 pub use crate::table::Kernels;
 pub use crate::view::{ActBuf, ActMut, ActRef, MatMut, MatRef};
-pub use crate::weights::{PackError, PackedWeights, UnknownWeightFormat, WeightFormat};
+pub use crate::weights::{
+    PackError, PackSpec, PackedWeights, UnknownWeightFormat, WeightFormat, WeightLayout,
+};

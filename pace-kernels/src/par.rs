@@ -140,17 +140,33 @@ impl<'a> Par<'a> {
         });
     }
 
-    fn tiles(&self, grid: &Grid<'_>, scratch: &mut [f32], f: impl Fn(&mut [f32], usize, usize) + Sync) {
+    /// Calls `f(i, row)` once for every row of `out`.
+    pub(crate) fn rows<E: Element>(&self, out: MatMut<'_, E>, f: impl Fn(usize, &mut [E]) + Sync) {
+        self.runs(out.rows(), &mut [], |_, i| {
+            // SAFETY: rows are disjoint, and each is handed out once.
+            let mut out = unsafe { out.alias() };
+            f(i, out.row_mut(i));
+        });
+    }
+
+    /// Calls `f(slot, item)` once for every item in `0..n`. Every member starts with a contiguous run
+    /// of them, front to back, and takes from the others' runs when its own is done.
+    pub(crate) fn runs(&self, n: usize, scratch: &mut [f32], f: impl Fn(&mut [f32], usize) + Sync) {
         let slots = Slots::new(scratch, self.threads());
-        let tile = |member: usize, index: usize| {
+        let item = |member: usize, item: usize| {
             // SAFETY: a member is one thread at a time, and only it uses its slot.
-            let slot = unsafe { slots.get(member) };
-            f(slot, index % grid.row_tiles(), index / grid.row_tiles());
+            f(unsafe { slots.get(member) }, item);
         };
         match self.pool {
-            Some(pool) if grid.tiles() > 1 => pool.run_in_runs(grid.tiles(), &tile),
-            _ => (0..grid.tiles()).for_each(|index| tile(0, index)),
+            Some(pool) if n > 1 => pool.run_in_runs(n, &item),
+            _ => (0..n).for_each(|i| item(0, i)),
         }
+    }
+
+    fn tiles(&self, grid: &Grid<'_>, scratch: &mut [f32], f: impl Fn(&mut [f32], usize, usize) + Sync) {
+        self.runs(grid.tiles(), scratch, |slot, index| {
+            f(slot, index % grid.row_tiles(), index / grid.row_tiles());
+        });
     }
 }
 

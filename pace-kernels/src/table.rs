@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use crate::gemm::epilogue::{RowEpilogue, RowMut};
+use crate::gemm::tile::{TileArgs, TileKind};
 use crate::generic::quantize;
 use crate::{ActMut, ActRef, Activation, DType, Isa, MatRef, RowNorm, arch};
 
@@ -58,7 +60,7 @@ impl std::fmt::Debug for Kernels {
 /// # Safety
 /// Each may only be called on a CPU that has the tier; having it from a [`Kernels`] proves that.
 /// Lengths are checked by the methods of `Kernels`; a wrong one gives a wrong result or a panic,
-/// never an access out of bounds.
+/// never an access out of bounds, unless the entry says so.
 #[allow(clippy::type_complexity)] // A table of signatures is read column by column; aliases would hide them.
 pub(crate) struct Table {
     pub(crate) widen_bf16: unsafe fn(&[bf16], &mut [f32]),
@@ -81,6 +83,11 @@ pub(crate) struct Table {
     pub(crate) gemv_nt: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
     pub(crate) gemv_nt_bf16: unsafe fn(&[f32], MatRef<'_, bf16>, &mut [f32]),
     pub(crate) gemv_nn: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
+    pub(crate) finish_row: unsafe fn(&mut [f32], &RowEpilogue<'_>, RowMut<'_>),
+    /// What the arguments describe must be accessible, too.
+    pub(crate) gemm_tile: unsafe fn(TileKind, &TileArgs),
+    pub(crate) probe_peak: unsafe fn(TileKind, usize) -> u64,
+    pub(crate) probe_read: unsafe fn(&[f32]) -> f32,
 }
 
 #[cfg(target_arch = "x86_64")]

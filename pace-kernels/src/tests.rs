@@ -7,7 +7,10 @@ mod embed;
 mod gemm;
 #[cfg(unix)]
 mod guard;
+#[cfg(target_arch = "x86_64")]
+mod jit;
 mod kv;
+mod library;
 mod norm;
 mod pool;
 #[cfg(unix)]

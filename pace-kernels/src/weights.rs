@@ -1,11 +1,14 @@
 //! Weight matrices, packed once at load.
 
-use std::fmt;
+mod format;
+mod panels;
+
 use std::ops::Range;
-use std::str::FromStr;
 
-use half::bf16;
+use half::{bf16, f16};
 
+pub use self::format::{PackSpec, UnknownWeightFormat, WeightFormat, WeightLayout};
+pub(crate) use self::panels::Panels;
 use crate::par::FirstError;
 use crate::{Buffer, Element, Kernels, MatMut, MatRef, OutOfMemory, Par, Placement};
 
@@ -15,60 +18,12 @@ const PANEL_ROWS: usize = 64;
 /// The most f32 scratch that one thread uses for packing, unless a single row needs more.
 const PANEL_BYTES: usize = 4 << 20;
 
-/// How weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightFormat {
-    /// 4 bytes a weight.
-    F32,
-    /// 2 bytes a weight, rounded to nearest, ties to even.
-    Bf16,
-}
-
-impl WeightFormat {
-    /// Every format.
-    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
-
-    /// Bytes that `weights` weights take.
-    pub const fn bytes(self, weights: usize) -> usize {
-        match self {
-            Self::F32 => weights * size_of::<f32>(),
-            Self::Bf16 => weights * size_of::<bf16>(),
-        }
-    }
-}
-
-impl fmt::Display for WeightFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
-/// No weight format has this name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown weight format `{0}`; known: f32, bf16")]
-pub struct UnknownWeightFormat(pub String);
-
-impl FromStr for WeightFormat {
-    type Err = UnknownWeightFormat;
-
-    fn from_str(name: &str) -> Result<Self, UnknownWeightFormat> {
-        Self::ALL
-            .into_iter()
-            .find(|format| format.to_string().eq_ignore_ascii_case(name))
-            .ok_or_else(|| UnknownWeightFormat(name.to_owned()))
-    }
-}
-
 /// A weight matrix `[n, k]`: n outputs, k inputs. Opaque: it remembers how it is laid out.
 #[derive(Debug)]
 pub struct PackedWeights {
     n: usize,
     k: usize,
-    format: WeightFormat,
-    layout: Layout,
+    spec: PackSpec,
     data: Buffer,
 }
 
@@ -88,14 +43,18 @@ impl PackedWeights {
     ///
     /// `fill(rows, panel)` writes the f32 weights of some consecutive rows, row after row, into
     /// `panel`, which has `rows.len() * k` elements of unspecified contents. It is called on the
-    /// threads of `par`, once for every panel, and the thread that fills a panel is the first to
+    /// threads of `par`, once for every row, and the thread that fills a panel is the first to
     /// touch the memory it is stored in. The whole matrix never exists in f32 unless that is the format.
     ///
     /// # Errors
     /// There is too little memory, or `fill` failed: then its first error, and panels that were not
     /// started are left out.
+    ///
+    /// # Panics
+    /// If the spec does not exist: int8 in rows, groups or panel widths that are not listed, or a
+    /// paired matrix with an odd number of rows.
     pub fn pack<E: Send, F>(
-        format: WeightFormat,
+        spec: impl Into<PackSpec>,
         n: usize,
         k: usize,
         par: &Par<'_>,
@@ -104,18 +63,24 @@ impl PackedWeights {
     where
         F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     {
-        let element = match format {
-            WeightFormat::F32 => size_of::<f32>(),
-            WeightFormat::Bf16 => size_of::<bf16>(),
-        };
-        let mut data = Buffer::zeroed(product(&[n, k, element])?, Placement::default())?;
-        if n > 0 && k > 0 {
-            match format {
-                WeightFormat::F32 => pack_rows(data.as_mut_slice::<f32>(), n, k, par, &fill)?,
-                WeightFormat::Bf16 => pack_rows(data.as_mut_slice::<bf16>(), n, k, par, &fill)?,
-            }
+        let spec = spec.into();
+        check_spec(spec, n);
+        let mut packed = Self { n, k, spec, data: Buffer::zeroed(0, Placement::default())? };
+        if n == 0 || k == 0 {
+            return Ok(packed);
         }
-        Ok(Self { n, k, format, layout: Layout::RowMajor, data })
+        let bytes = match packed.panels() {
+            Some(panels) => product(&[panels.count(), panel_bytes(&panels)?])?,
+            None => product(&[n, k, spec.format.step_bytes() / spec.format.step_inputs()])?,
+        };
+        packed.data = Buffer::zeroed(bytes, Placement::default())?;
+        match (packed.panels(), spec.format) {
+            (Some(panels), _) => pack_panels(packed.data.as_mut_slice(), &panels, par, &fill)?,
+            (None, WeightFormat::F16) => pack_rows(packed.data.as_mut_slice::<f16>(), n, k, par, &fill)?,
+            (None, WeightFormat::Bf16) => pack_rows(packed.data.as_mut_slice::<bf16>(), n, k, par, &fill)?,
+            (None, _) => pack_rows(packed.data.as_mut_slice::<f32>(), n, k, par, &fill)?,
+        }
+        Ok(packed)
     }
 
     /// Outputs, the rows of the matrix.
@@ -130,7 +95,21 @@ impl PackedWeights {
 
     /// How the weights are stored.
     pub fn format(&self) -> WeightFormat {
-        self.format
+        self.spec.format
+    }
+
+    /// The order in which they are stored.
+    pub fn layout(&self) -> WeightLayout {
+        self.spec.layout
+    }
+
+    /// Columns of a product with this matrix: n, or n / 2 if it is paired.
+    pub fn result_cols(&self) -> usize {
+        if matches!(self.spec.layout, WeightLayout::Panels { paired: true, .. }) {
+            self.n / 2
+        } else {
+            self.n
+        }
     }
 
     /// Bytes held.
@@ -144,10 +123,17 @@ impl PackedWeights {
     /// If `i >= n`, or `out` does not have k elements.
     pub fn row(&self, i: usize, kernels: &Kernels, out: &mut [f32]) {
         assert!(i < self.n, "row {i} of {} rows", self.n);
-        let Layout::RowMajor = self.layout;
-        match self.format {
-            WeightFormat::F32 => kernels.widen(self.matrix::<f32>().row(i), out),
+        assert_eq!(out.len(), self.k, "elements of a row");
+        if let Some(panels) = self.panels() {
+            let (panel, column) = panels.place(i);
+            let (weights, scales) = self.panel(&panels, panel);
+            panels.load(column, weights, scales, out);
+            return;
+        }
+        match self.spec.format {
+            WeightFormat::F16 => kernels.widen(self.matrix::<f16>().row(i), out),
             WeightFormat::Bf16 => kernels.widen(self.matrix::<bf16>().row(i), out),
+            _ => kernels.widen(self.matrix::<f32>().row(i), out),
         }
     }
 
@@ -163,18 +149,14 @@ impl PackedWeights {
         rows: Range<usize>,
         scratch: &'s mut [f32],
     ) -> MatRef<'s, f32> {
-        let Layout::RowMajor = self.layout;
-        match self.format {
-            WeightFormat::F32 => self.matrix().rows_range(rows),
-            WeightFormat::Bf16 => {
-                let stored = self.matrix::<bf16>().rows_range(rows);
-                let mut wide = MatMut::new(scratch, stored.rows(), self.k);
-                for i in 0..stored.rows() {
-                    kernels.widen(stored.row(i), wide.row_mut(i));
-                }
-                MatRef::new(scratch, stored.rows(), self.k)
-            }
+        if self.spec == WeightFormat::F32.into() {
+            return self.matrix().rows_range(rows);
         }
+        let mut wide = MatMut::new(scratch, rows.len(), self.k);
+        for (at, i) in rows.clone().enumerate() {
+            self.row(i, kernels, wide.row_mut(at));
+        }
+        MatRef::new(scratch, rows.len(), self.k)
     }
 
     /// out = x W^T for some of the outputs: x is `[m, k]`, out `[m, rows.len()]`, on the calling
@@ -197,11 +179,32 @@ impl PackedWeights {
             rows.len(),
             self.k
         );
-        if x.rows() == 1 && self.format == WeightFormat::Bf16 {
+        if x.rows() == 1 && self.spec == WeightFormat::Bf16.into() {
             kernels.gemv_nt_bf16(x.row(0), self.matrix().rows_range(rows), out.row_mut(0));
         } else if x.rows() > 0 {
             kernels.matmul_nt(x, self.rows_f32(kernels, rows, scratch), out, false);
         }
+    }
+
+    /// Where things lie, if the weights are in panels.
+    pub(crate) fn panels(&self) -> Option<Panels> {
+        let WeightLayout::Panels { width, paired } = self.spec.layout else { return None };
+        Some(Panels { format: self.spec.format, n: self.n, k: self.k, width, paired })
+    }
+
+    /// The steps and the scales of a panel.
+    ///
+    /// # Panics
+    /// If there is no such panel.
+    pub(crate) fn panel(&self, panels: &Panels, panel: usize) -> (&[u8], &[f32]) {
+        if self.data.is_empty() {
+            return (&[], &[]);
+        }
+        let weights = panels.bytes().expect("a packed panel has a size");
+        let words = weights / size_of::<f32>() + panels.scales();
+        let record = &self.data.as_slice::<f32>()[panel * words..(panel + 1) * words];
+        let (steps, scales) = record.split_at(weights / size_of::<f32>());
+        (bytemuck::cast_slice(steps), scales)
     }
 
     fn matrix<E: Element>(&self) -> MatRef<'_, E> {
@@ -209,11 +212,64 @@ impl PackedWeights {
     }
 }
 
-/// The order of the weights in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
-    /// Row after row, as in a checkpoint.
-    RowMajor,
+fn check_spec(spec: PackSpec, n: usize) {
+    match spec.format {
+        WeightFormat::Int8Group(group) => {
+            assert!(matches!(group, 32 | 64 | 128 | 256), "groups of 32, 64, 128 or 256 inputs, not {group}");
+        }
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 | WeightFormat::Int8 => {}
+    }
+    match spec.layout {
+        WeightLayout::Rows => {
+            let int8 = matches!(spec.format, WeightFormat::Int8 | WeightFormat::Int8Group(_));
+            assert!(!int8, "{} weights are packed in panels", spec.format);
+        }
+        WeightLayout::Panels { width, paired } => {
+            assert!(matches!(width, 32 | 64), "panels of 32 or 64 outputs, not {width}");
+            assert!(!paired || n.is_multiple_of(2), "{n} rows are not a pair of matrices");
+        }
+    }
+}
+
+/// Bytes of a panel with its scales.
+fn panel_bytes(panels: &Panels) -> Result<usize, OutOfMemory> {
+    let weights = panels.bytes().ok_or(OutOfMemory { bytes: usize::MAX })?;
+    let scales = product(&[panels.scales(), size_of::<f32>()])?;
+    weights.checked_add(scales).ok_or(OutOfMemory { bytes: usize::MAX })
+}
+
+/// Fills and packs panel by panel. Panels are handed out as `gemm` hands them out, so that a thread
+/// first touches what it will read.
+fn pack_panels<E: Send, F>(
+    out: &mut [f32],
+    panels: &Panels,
+    par: &Par<'_>,
+    fill: &F,
+) -> Result<(), PackError<E>>
+where
+    F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
+{
+    let k = panels.k;
+    let rows = panels.width.min(panels.n);
+    let mut wide =
+        Buffer::zeroed(product(&[rows, k, size_of::<f32>(), par.threads()])?, Placement::default())?;
+    let cuts: Vec<usize> = (0..=panels.count()).collect();
+    let words = out.len() / panels.count();
+    let weights = words - panels.scales();
+    let first = FirstError::new();
+    let out = MatMut::new(out, panels.count(), words);
+    par.grid(out, &cuts, words, wide.as_mut_slice(), |wide, panel, _, mut record| {
+        first.unless_failed(|| {
+            let (steps, scales) = record.row_mut(0).split_at_mut(weights);
+            for (column, rows) in panels.rows(panel) {
+                let wide = &mut wide[..rows.len() * k];
+                fill(rows, wide)?;
+                panels.store(column, wide, bytemuck::cast_slice_mut(steps), scales);
+            }
+            Ok(())
+        });
+    });
+    first.into_result().map_err(PackError::Fill)
 }
 
 /// Fills `out` panel by panel. f32 panels are filled in place, others by way of f32 scratch.

@@ -75,11 +75,19 @@ pub struct RenderOptions {
 /// A compiled chat template. Immutable, can be shared between threads.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    default: Program,
+    /// In place of `default` where there are tools.
+    tool_use: Option<Program>,
+    bos: Option<String>,
+    eos: Option<String>,
+}
+
+/// One compiled source.
+#[derive(Debug)]
+struct Program {
     environment: Arc<Environment<'static>>,
     /// Set once a rendering has missed its deadline.
     exhausted: AtomicBool,
-    bos: Option<String>,
-    eos: Option<String>,
 }
 
 impl ChatTemplate {
@@ -89,28 +97,32 @@ impl ChatTemplate {
     /// # Errors
     /// The source is too long or no valid Jinja.
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self, ChatError> {
-        if source.len() > MAX_SOURCE_BYTES {
-            return Err(ChatError::SourceTooLong { bytes: source.len() });
-        }
-        let environment = environment().map_err(|error| fault(&error))?;
-        let environment =
-            sandbox::compile(environment, without_generation_tags(&with_unix_newlines(source)))?;
-        Ok(Self {
-            environment: Arc::new(environment),
-            exhausted: AtomicBool::new(false),
-            bos: bos.map(str::to_owned),
-            eos: eos.map(str::to_owned),
-        })
+        let default = Program::compile(source)?;
+        Ok(Self { default, tool_use: None, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned) })
     }
 
-    /// The template that came with `tokenizer`, with its bos and eos tokens; `None` if none did.
+    /// The same, with another template for conversations with tools, as models have it under the name `tool_use`.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn with_tool_use(self, source: &str) -> Result<Self, ChatError> {
+        Ok(Self { tool_use: Some(Program::compile(source)?), ..self })
+    }
+
+    /// The template that came with `tokenizer`, and the one for tools, with its bos and eos tokens; `None` if none
+    /// did.
     ///
     /// # Errors
     /// As [`ChatTemplate::new`].
     pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Option<Self>, ChatError> {
         let piece = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
-        let (bos, eos) = (piece(tokenizer.bos()), piece(tokenizer.eos().first().copied()));
-        tokenizer.chat_template().map(|source| Self::new(source, bos.as_deref(), eos.as_deref())).transpose()
+        let (bos, eos) = (piece(tokenizer.bos()), piece(tokenizer.eos_token()));
+        let Some(source) = tokenizer.chat_template() else { return Ok(None) };
+        let template = Self::new(source, bos.as_deref(), eos.as_deref())?;
+        Ok(Some(match tokenizer.tool_use_template() {
+            Some(source) => template.with_tool_use(source)?,
+            None => template,
+        }))
     }
 
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins.
@@ -142,7 +154,20 @@ impl ChatTemplate {
             ("documents", list(&options.documents)),
         ];
         let context = Value::from_pairs(tokens.chain(variables).chain(fixed));
-        sandbox::render(&self.environment, context, &self.exhausted)
+        let program = self.tool_use.as_ref().filter(|_| options.tools.is_some()).unwrap_or(&self.default);
+        sandbox::render(&program.environment, context, &program.exhausted)
+    }
+}
+
+impl Program {
+    fn compile(source: &str) -> Result<Self, ChatError> {
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(ChatError::SourceTooLong { bytes: source.len() });
+        }
+        let environment = environment().map_err(|error| fault(&error))?;
+        let environment =
+            sandbox::compile(environment, without_generation_tags(&with_unix_newlines(source)))?;
+        Ok(Self { environment: Arc::new(environment), exhausted: AtomicBool::new(false) })
     }
 }
 

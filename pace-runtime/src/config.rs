@@ -1,6 +1,7 @@
 //! [`Env`]: the only reader of the environment (`PACE_ISA` apart, which `pace_kernels::Isa::from_env` reads).
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 
 /// What the environment says. Unset and empty variables are the same.
@@ -15,13 +16,20 @@ pub struct Env {
     pub hf_cache: Option<PathBuf>,
     /// `HF_ENDPOINT`: another address of the HF hub.
     pub hf_endpoint: Option<String>,
-    /// `HF_TOKEN`: sent to the hub.
-    pub hf_token: Option<String>,
+    /// `HF_TOKEN`: an access token, sent to the hub. It comes before the one in [`hf_token_path`](Self::hf_token_path).
+    pub hf_token: Option<Secret>,
+    /// Where `hf auth login` leaves the token: `HF_TOKEN_PATH`, else `$HF_HOME/token`, else `huggingface/token` below
+    /// `$XDG_CACHE_HOME` or `$HOME/.cache`.
+    pub hf_token_path: Option<PathBuf>,
     /// `HF_HUB_OFFLINE`: do not ask the hub.
     pub hf_offline: bool,
     /// `NO_COLOR`: no colours, even on a terminal.
     pub no_color: bool,
 }
+
+/// A text that must not be seen: nothing prints it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
 
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,19 +82,38 @@ impl Env {
         let cache_dir = path("PACE_CACHE")
             .or_else(|| path("XDG_CACHE_HOME").map(|p| p.join("pace")))
             .or_else(|| path("HOME").map(|p| p.join(".cache/pace")));
-        let hf_cache = path("HF_HUB_CACHE")
-            .or_else(|| path("HF_HOME").map(|p| p.join("hub")))
-            .or_else(|| path("XDG_CACHE_HOME").map(|p| p.join("huggingface/hub")))
-            .or_else(|| path("HOME").map(|p| p.join(".cache/huggingface/hub")));
+        let hf_home = path("HF_HOME")
+            .or_else(|| path("XDG_CACHE_HOME").map(|p| p.join("huggingface")))
+            .or_else(|| path("HOME").map(|p| p.join(".cache/huggingface")));
+        let in_hf_home = |name: &str| hf_home.as_ref().map(|home| home.join(name));
         Ok(Self {
             log_level: text("PACE_LOG_LEVEL").map(|v| LogLevel::parse(&v)).transpose()?.unwrap_or_default(),
             cache_dir,
-            hf_cache,
+            hf_cache: path("HF_HUB_CACHE").or_else(|| in_hf_home("hub")),
             hf_endpoint: text("HF_ENDPOINT"),
-            hf_token: text("HF_TOKEN"),
+            hf_token: text("HF_TOKEN").map(Secret::new),
+            hf_token_path: path("HF_TOKEN_PATH").or_else(|| in_hf_home("token")),
             hf_offline: switch("HF_HUB_OFFLINE", text("HF_HUB_OFFLINE"))?,
             no_color: get("NO_COLOR").is_some(),
         })
+    }
+}
+
+impl Secret {
+    /// Keeps `text`.
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text, for whom it is meant.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
     }
 }
 
@@ -142,6 +169,20 @@ mod tests {
         assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Some("/x/huggingface/hub".into()));
         assert_eq!(cache(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "/f")]), Some("/f/hub".into()));
         assert_eq!(cache(&[("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")]), Some("/c".into()));
+    }
+
+    #[test]
+    fn the_hub_token_is_where_the_login_leaves_it_and_never_printed() {
+        let path = |vars: &[(&str, &str)]| env(vars).unwrap().hf_token_path;
+        assert_eq!(path(&[]), None);
+        assert_eq!(path(&[("HOME", "/h")]), Some("/h/.cache/huggingface/token".into()));
+        assert_eq!(path(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Some("/x/huggingface/token".into()));
+        // The cache's own variable moves the cache alone.
+        assert_eq!(path(&[("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")]), Some("/f/token".into()));
+        assert_eq!(path(&[("HF_HOME", "/f"), ("HF_TOKEN_PATH", "/t")]), Some("/t".into()));
+        let env = env(&[("HF_TOKEN", "hf_abc")]).unwrap();
+        assert_eq!(env.hf_token.as_ref().unwrap().reveal(), "hf_abc");
+        assert!(!format!("{env:?}").contains("abc"), "{env:?}");
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub enum RuntimeError {
         vocab: usize,
     },
     /// Text was given, or asked for, and the model has no tokenizer.
-    #[error("{model} has no tokenizer: give token ids")]
+    #[error("{model} has no tokenizer")]
     NoTokenizer {
         /// The model.
         model: String,

@@ -85,7 +85,7 @@ pub struct Tokenizer {
     /// One more than the largest id.
     size: usize,
     specials: Specials,
-    chat_template: Option<String>,
+    templates: Templates,
 }
 
 /// Who does the work.
@@ -98,8 +98,18 @@ enum Core {
 #[derive(Clone, Debug, Default)]
 struct Specials {
     bos: Option<u32>,
-    eos: Vec<u32>,
+    eos: Option<u32>,
+    /// Every token that ends an answer, `eos` first.
+    ends: Vec<u32>,
     rule: AddRule,
+}
+
+/// The sources of the chat templates that came with a tokenizer.
+#[derive(Debug, Default)]
+struct Templates {
+    default: Option<String>,
+    /// In place of `default` where there are tools.
+    tool_use: Option<String>,
 }
 
 /// Who decides which special tokens surround an encoded text.
@@ -113,8 +123,8 @@ enum AddRule {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a HF model directory: `tokenizer.json` with `tokenizer_config.json` and
-    /// `chat_template.jinja` where they exist. `None` if there is no `tokenizer.json`.
+    /// The tokenizer of a HF model directory: `tokenizer.json` with `tokenizer_config.json`, `chat_template.jinja`
+    /// and `additional_chat_templates/tool_use.jinja` where they exist. `None` if there is no `tokenizer.json`.
     ///
     /// # Errors
     /// A file cannot be read, is too large, malformed, or contradicts itself.
@@ -204,14 +214,26 @@ impl Tokenizer {
         self.specials.bos
     }
 
-    /// The tokens that end a sequence, as far as the tokenizer knows; a generation configuration may name more.
+    /// The tokens that end an answer, as far as the tokenizer knows: [`eos_token`](Self::eos_token) first, then those
+    /// that end a turn or a message (`eot` and `eom` in GGUF metadata). A generation configuration may name more.
     pub fn eos(&self) -> &[u32] {
-        &self.specials.eos
+        &self.specials.ends
+    }
+
+    /// The end-of-sequence token: what ends a text, and `eos_token` in a chat template.
+    pub fn eos_token(&self) -> Option<u32> {
+        self.specials.eos
     }
 
     /// The source of the chat template that came with the tokenizer.
     pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+        self.templates.default.as_deref()
+    }
+
+    /// The source of the chat template called `tool_use`, for conversations with tools, where the model has one of its
+    /// own.
+    pub fn tool_use_template(&self) -> Option<&str> {
+        self.templates.tool_use.as_deref()
     }
 
     /// Puts a tokenizer into service. `size` is one more than the largest id in `path`.
@@ -219,10 +241,10 @@ impl Tokenizer {
         core: Core,
         size: usize,
         specials: Specials,
-        chat_template: Option<String>,
+        templates: Templates,
         path: &Path,
     ) -> Result<Self, TokenizerError> {
-        let tokenizer = Self { core, size, specials, chat_template };
+        let tokenizer = Self { core, size, specials, templates };
         let around = guard::catch(|| tokenizer.encode_unguarded("", true, true))
             .map_err(|what| fault(path, "post_processor", what))?;
         match around.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= size)) {
@@ -253,7 +275,7 @@ impl Tokenizer {
         };
         let wanted = |flag: bool, id: Option<u32>| id.filter(|_| flag && add_special);
         let bos = wanted(bos, self.specials.bos);
-        let eos = wanted(eos, self.specials.eos.first().copied());
+        let eos = wanted(eos, self.specials.eos);
         Ok(bos.into_iter().chain(ids).chain(eos).collect())
     }
 

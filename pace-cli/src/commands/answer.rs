@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Format, LengthArgs, SamplingArgs};
 use crate::output;
-use crate::session::Session;
+use crate::session::{Session, tokenizer};
 
 /// An answer that is complete.
 pub(crate) struct Answer {
@@ -41,7 +41,7 @@ impl Options {
     /// The request for `prompt`, checked against the model.
     pub(crate) fn request(&self, files: &ModelFiles, prompt: Vec<u32>) -> Result<Request> {
         if !self.stop.is_empty() {
-            files.require_tokenizer()?;
+            tokenizer(files, "--stop needs one")?;
         }
         let request = Request {
             prompt,

@@ -14,9 +14,11 @@ use super::answer::{self, Options};
 use crate::args::{ChatArgs, Format};
 use crate::exit::Usage;
 use crate::output::Style;
-use crate::session::{Session, read_stdin};
+use crate::session::{Session, read_stdin, tokenizer};
 
 const DEFAULT_NEW_TOKENS: usize = 1024;
+/// For models without a tokenizer.
+const ADVICE: &str = "a chat needs one; generate works by token ids, too";
 
 pub(crate) fn run(env: &Env, mut args: ChatArgs) -> Result<()> {
     let message = match args.message.take() {
@@ -41,7 +43,7 @@ fn converse(env: &Env, args: &ChatArgs, options: Options) -> Result<()> {
         return Err(Usage("--format json needs a MESSAGE".to_owned()).into());
     }
     let (session, ()) = Session::start(env, &args.engine, |files| {
-        files.require_tokenizer()?;
+        tokenizer(files, ADVICE)?;
         files.require_chat_template()?;
         // One token stands for the prompts to come: flags that no answer can use are refused now.
         options.request(files, vec![0])?;
@@ -62,7 +64,7 @@ fn piped() -> Result<String> {
 
 /// The request for the next answer of `messages`.
 fn request(files: &ModelFiles, options: &Options, messages: &[Message]) -> Result<Request> {
-    let tokenizer = files.require_tokenizer()?;
+    let tokenizer = tokenizer(files, ADVICE)?;
     let text = files.require_chat_template()?.render(messages, true).map_err(RuntimeError::from)?;
     // The template writes the special tokens itself, the first one included.
     let prompt = tokenizer.encode(&text, false, true).map_err(RuntimeError::from)?;

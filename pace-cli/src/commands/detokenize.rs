@@ -11,7 +11,7 @@ use super::tokenize::pieces;
 use crate::args::{DetokenizeArgs, Format};
 use crate::exit::Usage;
 use crate::output;
-use crate::session::{locate, read_text};
+use crate::session::{read_text, tokenizer_alone};
 
 pub(crate) fn run(env: &Env, args: DetokenizeArgs) -> Result<()> {
     let list = match args.ids.file {
@@ -19,7 +19,7 @@ pub(crate) fn run(env: &Env, args: DetokenizeArgs) -> Result<()> {
         None => args.ids.tokens.unwrap_or_default(),
     };
     let ids = parse(&list)?;
-    let tokenizer = locate(env, args.model.as_deref())?.open_tokenizer()?;
+    let tokenizer = tokenizer_alone(env, args.model.as_deref())?;
     let pieces = pieces(&tokenizer, &ids)?;
     let text = tokenizer.decode(&ids, args.no_special).map_err(RuntimeError::from)?;
     match args.format {

@@ -9,6 +9,8 @@ use crate::args::{GenerateArgs, PromptArgs};
 use crate::session::{Session, encode, read_text};
 
 const DEFAULT_NEW_TOKENS: usize = 128;
+/// The flag for prompts that need no tokenizer.
+const BY_IDS: &str = "--prompt-tokens";
 
 pub(crate) fn run(env: &Env, args: GenerateArgs) -> Result<()> {
     let (session, request) = Session::start(env, &args.engine, |files| {
@@ -21,7 +23,7 @@ pub(crate) fn run(env: &Env, args: GenerateArgs) -> Result<()> {
 fn prompt_ids(files: &ModelFiles, prompt: PromptArgs) -> Result<Vec<u32>> {
     match prompt {
         PromptArgs { prompt_tokens: Some(ids), .. } => Ok(ids),
-        PromptArgs { prompt_file: Some(path), .. } => encode(files, &read_text(&path)?),
-        PromptArgs { prompt, .. } => encode(files, &prompt.unwrap_or_default()),
+        PromptArgs { prompt_file: Some(path), .. } => encode(files, &read_text(&path)?, BY_IDS),
+        PromptArgs { prompt, .. } => encode(files, &prompt.unwrap_or_default(), BY_IDS),
     }
 }

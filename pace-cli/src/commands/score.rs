@@ -113,8 +113,8 @@ fn progress_bar(tokens: usize) -> ProgressBar {
 fn ids(files: &ModelFiles, text: ScoreTextArgs) -> Result<Vec<u32>> {
     match text {
         ScoreTextArgs { tokens: Some(ids), .. } => Ok(ids),
-        ScoreTextArgs { file: Some(path), .. } => encode(files, &read_text(&path)?),
-        ScoreTextArgs { text, .. } => encode(files, &text.unwrap_or_default()),
+        ScoreTextArgs { file: Some(path), .. } => encode(files, &read_text(&path)?, "--tokens"),
+        ScoreTextArgs { text, .. } => encode(files, &text.unwrap_or_default(), "--tokens"),
     }
 }
 

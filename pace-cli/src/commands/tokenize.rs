@@ -7,14 +7,14 @@ use serde_json::json;
 
 use crate::args::{Format, TokenizeArgs};
 use crate::output;
-use crate::session::{locate, read_text};
+use crate::session::{read_text, tokenizer_alone};
 
 pub(crate) fn run(env: &Env, args: TokenizeArgs) -> Result<()> {
     let text = match args.text.file {
         Some(path) => read_text(&path)?,
         None => args.text.text.unwrap_or_default(),
     };
-    let tokenizer = locate(env, args.model.as_deref())?.open_tokenizer()?;
+    let tokenizer = tokenizer_alone(env, args.model.as_deref())?;
     let special = !args.no_special;
     // No text has no tokens, not even the one that begins a text.
     let ids = if text.is_empty() {

@@ -34,8 +34,13 @@ pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// What a model may have beside its configuration and its weights.
-pub(crate) const SMALL: [&str; 4] =
-    ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.json"];
+pub(crate) const SMALL: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+    "tokenizer.json",
+];
 
 /// An index of more is no index.
 const MAX_INDEX_BYTES: u64 = 64 << 20;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use pace_models::file::clip;
+use pace_runtime::config::Secret;
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
@@ -27,7 +28,7 @@ pub(crate) struct Client {
     agent: Agent,
     endpoint: Uri,
     /// Sent to the endpoint's scheme and authority.
-    token: Option<String>,
+    token: Option<Secret>,
 }
 
 /// A response with status 200 or 206, its body not yet read.
@@ -70,7 +71,7 @@ pub(crate) struct Status {
 
 impl Client {
     /// A client for `endpoint` (`https://host`); `token` is sent to it alone, never to where it redirects.
-    pub(crate) fn new(endpoint: &str, token: Option<&str>) -> Result<Self> {
+    pub(crate) fn new(endpoint: &str, token: Option<&Secret>) -> Result<Self> {
         let endpoint = parse(endpoint)?;
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
@@ -84,7 +85,7 @@ impl Client {
         if endpoint.host().is_some_and(is_loopback) {
             config = config.proxy(None);
         }
-        Ok(Self { agent: config.build().new_agent(), endpoint, token: token.map(str::to_owned) })
+        Ok(Self { agent: config.build().new_agent(), endpoint, token: token.cloned() })
     }
 
     /// Asks for `url`, or for the rest of what is there.
@@ -117,7 +118,7 @@ impl Client {
     ) -> Result<Response<Body>, Trouble> {
         let mut request = self.agent.get(uri);
         if let Some(token) = self.token.as_ref().filter(|_| at_endpoint) {
-            request = request.header("Authorization", format!("Bearer {token}"));
+            request = request.header("Authorization", format!("Bearer {}", token.reveal()));
         }
         if let Some(range) = range {
             request = request.header("Range", format!("bytes={}-", range.from));
@@ -190,7 +191,8 @@ fn refused(response: &Response<Body>, ranged: bool) -> Trouble {
     let (code, headers) = (response.status(), response.headers());
     let hint = match code.as_u16() {
         401 | 403 => {
-            "it may not exist, or it is private or gated: accept its terms on the hub and set HF_TOKEN"
+            "it may not exist, or it is private or gated: accept its terms on the hub, and set HF_TOKEN or \
+             log in with `hf auth login`"
         }
         _ => "",
     };

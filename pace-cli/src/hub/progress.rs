@@ -1,4 +1,4 @@
-//! What the user sees while the model is fetched, and the one place where Ctrl-C is noticed.
+//! What the user sees while the model is fetched, and the one place where an interrupt of it is noticed.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -32,6 +32,11 @@ impl Progress {
     pub(crate) fn stderr(interrupted: Arc<AtomicBool>) -> Self {
         let terminal = io::stderr().is_terminal();
         Self { lines: Mutex::new(Box::new(io::stderr())), terminal, interrupted }
+    }
+
+    /// What ends the step under way once it is set.
+    pub(crate) const fn interrupted(&self) -> &Arc<AtomicBool> {
+        &self.interrupted
     }
 
     /// Writes plain lines to `out`.

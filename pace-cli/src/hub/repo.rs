@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use pace_runtime::config::Secret;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ureq::http::StatusCode;
@@ -35,7 +36,7 @@ pub(crate) struct Hub {
     /// `https://host`, without a slash at the end.
     pub(crate) endpoint: String,
     /// An access token.
-    pub(crate) token: Option<String>,
+    pub(crate) token: Option<Secret>,
     /// Not to be asked at all.
     pub(crate) offline: bool,
     /// Between a failure and the next try.
@@ -81,7 +82,7 @@ impl Hub {
         if self.offline {
             bail!("HF_HUB_OFFLINE is set");
         }
-        let client = Client::new(&self.endpoint, self.token.as_deref())?;
+        let client = Client::new(&self.endpoint, self.token.as_ref())?;
         let (list, commit, fetched) = (None, None, Vec::new());
         let mut fetch = Fetch { hub: self, client, cache, reference, known, progress, list, commit, fetched };
         fetch.look_up()?;

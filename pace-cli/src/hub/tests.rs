@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use pace_runtime::config::Secret;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -128,7 +129,7 @@ impl Fixture {
             cache: HubCache::new(dir.path().join("hub")),
             hub: Hub {
                 endpoint: endpoint.to_owned(),
-                token: Some("secret".to_owned()),
+                token: Some(Secret::new("secret".to_owned())),
                 offline: false,
                 pause: Duration::from_millis(1),
             },

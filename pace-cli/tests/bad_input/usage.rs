@@ -43,10 +43,12 @@ fn a_prompt_is_needed_and_only_one() {
 
 #[test]
 fn what_the_model_lacks_is_said() {
-    refused(&["--prompt", "Hello"], &["random:tiny has no tokenizer", "token ids"]);
-    refused(&["--prompt-tokens", "1", "--stop", "x"], &["random:tiny has no tokenizer"]);
-    pace(&["score", "-m", "random:tiny", "--text", "Hello"]).assert_refused(2, &["no tokenizer"]);
-    pace(&["chat", "-m", "random:tiny", "Hello"]).assert_refused(2, &["random:tiny has no tokenizer"]);
+    refused(&["--prompt", "Hello"], &["random:tiny has no tokenizer: give token ids by --prompt-tokens"]);
+    refused(&["--prompt-tokens", "1", "--stop", "x"], &["random:tiny has no tokenizer: --stop needs one"]);
+    pace(&["score", "-m", "random:tiny", "--text", "Hello"])
+        .assert_refused(2, &["no tokenizer: give token ids by --tokens"]);
+    pace(&["chat", "-m", "random:tiny", "Hello"])
+        .assert_refused(2, &["random:tiny has no tokenizer: a chat needs one"]);
 }
 
 #[test]

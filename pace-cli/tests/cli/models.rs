@@ -3,9 +3,14 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::common::{self, Call, Outcome, fixture};
@@ -23,7 +28,13 @@ struct World {
 impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        Self { dir, endpoint: serve(fixture("gqa-tied")) }
+        Self { dir, endpoint: serve(fixture("gqa-tied"), honest) }
+    }
+
+    /// With a hub whose answers `change` may change.
+    fn with_hub(change: impl FnMut(&Request, Answer) -> Answer + Send + 'static) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self { dir, endpoint: serve(fixture("gqa-tied"), change) }
     }
 
     fn call(&self, args: &[&str]) -> Call {
@@ -49,22 +60,54 @@ impl World {
     }
 }
 
+/// What the hub was asked.
+struct Request {
+    path: String,
+    /// Lines `name: value`, in lower case.
+    headers: Vec<String>,
+}
+
+/// What it answers.
+struct Answer {
+    status: &'static str,
+    headers: String,
+    body: Vec<u8>,
+    /// Bytes of the body that come at once; the others never do, and the connection stays.
+    sent: usize,
+}
+
+fn honest(_: &Request, answer: Answer) -> Answer {
+    answer
+}
+
 /// A hub with the files of `dir` as `test/tiny`; it serves until the test process ends.
-fn serve(dir: impl AsRef<Path> + Send + 'static) -> String {
+fn serve(
+    dir: impl AsRef<Path> + Send + 'static,
+    mut change: impl FnMut(&Request, Answer) -> Answer + Send + 'static,
+) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     thread::spawn(move || {
+        let mut standing = Vec::new();
         for mut stream in listener.incoming().flatten() {
             let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
-            let request = lines.next().unwrap_or_default();
-            lines.by_ref().find(String::is_empty);
-            let path = request.split(' ').nth(1).unwrap_or_default();
-            let (status, body) = answer(dir.as_ref(), path);
+            let path = lines.next().unwrap_or_default().split(' ').nth(1).unwrap_or_default().to_owned();
+            let headers = lines.take_while(|line| !line.is_empty()).map(|line| line.to_lowercase()).collect();
+            let request = Request { path, headers };
+            let (status, body) = answer(dir.as_ref(), &request.path);
+            let headers = format!("X-Repo-Commit: {COMMIT}\r\n");
+            let answer = change(&request, Answer { status, headers, sent: body.len(), body });
             let head = format!(
-                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
-                body.len()
+                "HTTP/1.1 {}\r\nContent-Length: {}\r\n{}Connection: close\r\n\r\n",
+                answer.status,
+                answer.body.len(),
+                answer.headers
             );
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+            let sent = &answer.body[..answer.sent];
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent));
+            if answer.sent < answer.body.len() {
+                standing.push(stream);
+            }
         }
     });
     endpoint
@@ -112,6 +155,88 @@ fn a_model_comes_by_name_and_goes_by_name() {
     assert!(world.offline(&["rm", NAME, "--yes"]).text().starts_with("removed hf:test/tiny"));
     assert!(!Path::new(&world.snapshot()).exists());
     world.offline(&["rm", NAME, "--yes"]).assert_refused(1, &["not in a cache"]);
+}
+
+#[test]
+fn the_token_of_a_login_goes_to_the_hub_and_nowhere_else() {
+    const TOKEN: &str = "hf_a1b2c3";
+    let elsewhere = World::with_hub(|request, answer| {
+        let with_token = request.headers.iter().any(|line| line.starts_with("authorization"));
+        if with_token { Answer { status: "400 Bad Request", ..answer } } else { answer }
+    });
+    let storage = elsewhere.endpoint.clone();
+    let world = World::with_hub(move |request, answer| {
+        if !request.headers.iter().any(|line| *line == format!("authorization: bearer {TOKEN}")) {
+            return Answer { status: "401 Unauthorized", ..answer };
+        }
+        if request.path.ends_with(".safetensors") {
+            let to = format!("Location: {storage}{}\r\n", request.path);
+            return Answer { status: "302 Found", headers: to, body: Vec::new(), sent: 0 };
+        }
+        answer
+    });
+    world.online(&["pull", NAME]).assert_refused(1, &["401 Unauthorized", "HF_TOKEN", "hf auth login"]);
+    let file = world.dir.path().join("hf/token");
+    std::fs::create_dir_all(file.parent().expect("a directory")).expect("a directory");
+    std::fs::write(&file, format!("{TOKEN}\n")).expect("a token");
+    let refused = world.call(&["pull", NAME]).env("HF_HUB_OFFLINE", "").env("HF_TOKEN", "hf_other").run();
+    refused.assert_refused(1, &["401 Unauthorized"]);
+    assert!(!refused.stderr.contains("hf_other"), "{}", refused.stderr);
+    let pulled = world.call(&["pull", NAME]).env("HF_HUB_OFFLINE", "").env("PACE_LOG_LEVEL", "debug").run();
+    assert_eq!(pulled.text(), format!("{}\n", world.snapshot()));
+    assert!(!pulled.stderr.contains(TOKEN), "{}", pulled.stderr);
+    let bad = world.call(&["list"]).env("HF_TOKEN", "hf a").run();
+    bad.assert_refused(2, &["HF_TOKEN", "one word"]);
+}
+
+#[test]
+fn a_download_that_is_interrupted_is_continued() {
+    let weights = std::fs::read(fixture("gqa-tied").join("model.safetensors")).expect("weights");
+    let (half, all) = (weights.len() / 2, weights.len());
+    let tag = "ab".repeat(32);
+    let sha256 = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let stalls = Arc::new(AtomicBool::new(true));
+    let world = World::with_hub({
+        let (stalls, sha256) = (Arc::clone(&stalls), sha256.clone());
+        move |request, mut answer| {
+            if !request.path.ends_with(".safetensors") {
+                return answer;
+            }
+            answer.headers += &format!("ETag: \"{tag}\"\r\nX-Linked-Etag: \"{sha256}\"\r\n");
+            let range = request.headers.iter().find_map(|line| line.strip_prefix("range: bytes="));
+            match range.and_then(|range| range.strip_suffix('-')?.parse::<usize>().ok()) {
+                Some(from) => {
+                    assert_eq!(from, half, "what is there is not asked for again");
+                    answer.status = "206 Partial Content";
+                    answer.headers += &format!("Content-Range: bytes {from}-{}/{all}\r\n", all - 1);
+                    answer.body.drain(..from);
+                    answer.sent = answer.body.len();
+                }
+                None => answer.sent = if stalls.load(Ordering::Relaxed) { half } else { 0 },
+            }
+            answer
+        }
+    });
+    let blobs = world.dir.path().join("hf/hub/models--test--tiny/blobs");
+    let partial = blobs.join(format!("{sha256}.incomplete"));
+    let arrived = || partial.metadata().is_ok_and(|meta| meta.len() == half as u64);
+    let pull = || world.call(&["pull", NAME]).env("HF_HUB_OFFLINE", "");
+    let start = Instant::now();
+    let stopped = pull().run_with(true, |child| {
+        while !arrived() {
+            assert!(start.elapsed() < Duration::from_secs(60), "it does not get that far");
+            thread::sleep(Duration::from_millis(2));
+        }
+        kill_process(Pid::from_child(child), Signal::INT).expect("a signal");
+    });
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    stopped.assert_refused(130, &["error: interrupted"]);
+    assert!(arrived(), "what has come stays");
+    stalls.store(false, Ordering::Relaxed);
+    assert_eq!(pull().run().text(), format!("{}\n", world.snapshot()));
+    let file = Path::new(&world.snapshot()).join("model.safetensors");
+    assert_eq!(std::fs::read(file).expect("the weights"), weights);
+    assert!(!partial.exists());
 }
 
 #[test]

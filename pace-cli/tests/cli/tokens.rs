@@ -78,8 +78,10 @@ fn what_makes_no_sense_is_refused() {
     pace(&["detokenize", "-m", model]).assert_refused(2, &["--tokens", "--file"]);
     pace(&["detokenize", "-m", model, "--tokens", "1,-2"]).assert_refused(2, &["`-2`"]);
     pace(&["detokenize", "-m", model, "--tokens", "1,99999"]).assert_refused(2, &["99999", "position 1"]);
-    pace(&["tokenize", "-m", "random:tiny", "--text", "a"])
-        .assert_refused(2, &["random:tiny", "no tokenizer"]);
+    for args in [&["tokenize", "--text", "a"], &["detokenize", "--tokens", "1"]] {
+        pace(&[&args[..], &["-m", "random:tiny"]].concat())
+            .assert_refused(2, &["random:tiny has no tokenizer: name a directory with tokenizer.json"]);
+    }
     let bare = fixture("gguf-quant").join("model.gguf");
     pace(&["tokenize", "-m", arg(&bare), "--text", "a"]).assert_refused(2, &["no tokenizer"]);
 }

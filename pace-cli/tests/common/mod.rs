@@ -33,8 +33,10 @@ impl Call {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pace-cli"));
         command.args(args).env("HOME", home.path()).env("PACE_CACHE", home.path().join("cache"));
         command.env("HF_HUB_OFFLINE", "1").env("PIP_NO_INDEX", "1");
-        for name in ["PACE_LOG_LEVEL", "XDG_CACHE_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HOME", "HF_HUB_CACHE"]
-        {
+        for name in ["PACE_LOG_LEVEL", "XDG_CACHE_HOME"] {
+            command.env_remove(name);
+        }
+        for name in ["HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE"] {
             command.env_remove(name);
         }
         Self { command, stdin: Vec::new(), _home: home }
@@ -57,7 +59,12 @@ impl Call {
     }
 
     /// Runs it to its end, with a standard output that is closed at once unless it is to be `read`.
-    pub(crate) fn run_reading(mut self, read: bool) -> Outcome {
+    pub(crate) fn run_reading(self, read: bool) -> Outcome {
+        self.run_with(read, |_| {})
+    }
+
+    /// The same, with something to do `meanwhile`, once all input is on its way.
+    pub(crate) fn run_with(mut self, read: bool, meanwhile: impl FnOnce(&Child)) -> Outcome {
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().expect("the binary starts");
         let stdout = child.stdout.take().filter(|_| read);
@@ -68,6 +75,7 @@ impl Call {
         let input = std::mem::take(&mut self.stdin);
         // The binary may end without having read it all.
         let writer = thread::spawn(move || drop(stdin.write_all(&input)));
+        meanwhile(&child);
         let code = wait(&mut child, &self.command);
         writer.join().expect("writing standard input");
         let collect = |reader: Option<JoinHandle<Vec<u8>>>| {

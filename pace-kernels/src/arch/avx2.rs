@@ -6,6 +6,8 @@ use half::{bf16, f16};
 use pulp::f32x8;
 use pulp::x86::V3;
 
+use crate::gemm::epilogue::{RowEpilogue, RowMut};
+use crate::gemm::tile::{Dots, TileArgs, TileKind};
 use crate::generic::lanes::Lanes;
 use crate::table::Table;
 use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
@@ -17,7 +19,8 @@ shims! {
         enable = "sse3,ssse3,sse4.1,sse4.2,popcnt,fxsr,avx,avx2,bmi1,bmi2,fma,lzcnt,f16c"
     )]]
     // SAFETY: a function with these target features only runs on a CPU that has them all.
-    unsafe { V3::new_unchecked() }
+    unsafe { V3::new_unchecked() },
+    Lanes256
 }
 
 impl Lanes for V3 {
@@ -61,4 +64,101 @@ fn widen_f16(src: &[f16], dst: &mut [f32]) {
         }
     }
     generic::convert::widen_f16(src_tail, dst_tail);
+}
+
+/// Only made by functions that have this tier's target features.
+#[derive(Clone, Copy)]
+struct Lanes256;
+
+impl Dots for Lanes256 {
+    const LANES: usize = 8;
+    const ACROSS: usize = 2;
+    const ACROSS_ONE: usize = 8;
+    type V = __m256i;
+
+    #[inline(always)]
+    fn zero(self) -> __m256i {
+        // SAFETY: the value exists, so the CPU has AVX2.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    fn splat_f32(self, x: f32) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_castps_si256(_mm256_set1_ps(x)) }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const u8) -> __m256i {
+        // SAFETY: as above; the bytes are readable.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u8, x: __m256i) {
+        // SAFETY: as above; the bytes are writable.
+        unsafe { _mm256_storeu_si256(p.cast(), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(self, p: *const u8) -> __m256i {
+        // SAFETY: as above; the bytes are readable.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn dot_f32(self, acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+        // SAFETY: the value exists, so the CPU has AVX2 and FMA.
+        unsafe {
+            let (acc, w, a) = (_mm256_castsi256_ps(acc), _mm256_castsi256_ps(w), _mm256_castsi256_ps(a));
+            _mm256_castps_si256(_mm256_fmadd_ps(w, a, acc))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(self, acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let odd = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let even = self.dot_f32(acc, _mm256_slli_epi32::<16>(w), _mm256_slli_epi32::<16>(a));
+            self.dot_f32(even, _mm256_and_si256(w, odd), _mm256_and_si256(a, odd))
+        }
+    }
+
+    /// In 16 bits: `vpmaddubsw` would saturate.
+    #[inline(always)]
+    fn dot_int8(self, acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm256_set1_epi16(0xff);
+            let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
+            let even = _mm256_madd_epi16(_mm256_and_si256(w, low), even);
+            let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(a));
+            _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+        }
+    }
+
+    #[inline(always)]
+    fn scaled(self, sum: __m256i, acc: __m256i, scale: __m256i) -> __m256i {
+        // SAFETY: as above.
+        self.dot_f32(sum, unsafe { _mm256_castps_si256(_mm256_cvtepi32_ps(acc)) }, scale)
+    }
+
+    #[inline(always)]
+    fn mul(self, x: __m256i, y: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y))) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
 }

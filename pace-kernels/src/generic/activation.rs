@@ -66,18 +66,22 @@ impl Unary for Silu {
 }
 
 #[derive(Clone, Copy)]
-struct GeluTanh;
+pub(crate) struct GeluTanh;
+
+impl GeluTanh {
+    pub(crate) const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
+    pub(crate) const CUBIC: f32 = 0.044_715;
+}
 
 impl Unary for GeluTanh {
     /// (1 + tanh u) / 2 = sigmoid(2u), with u = sqrt(2 / pi) (x + 0.044715 x^3).
     #[inline(always)]
     fn apply<S: Lanes>(self, simd: S, x: S::f32s) -> S::f32s {
-        const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
         let x2 = simd.mul_f32s(x, x);
         let slope = simd.mul_add_e_f32s(
             x2,
-            simd.splat_f32s(TWICE_SQRT_2_OVER_PI * 0.044_715),
-            simd.splat_f32s(TWICE_SQRT_2_OVER_PI),
+            simd.splat_f32s(Self::TWICE_SQRT_2_OVER_PI * Self::CUBIC),
+            simd.splat_f32s(Self::TWICE_SQRT_2_OVER_PI),
         );
         times_sigmoid(simd, x, simd.mul_f32s(x, slope))
     }
@@ -96,17 +100,18 @@ impl Unary for Relu {
 }
 
 #[derive(Clone, Copy)]
-struct Gelu;
+pub(crate) struct Gelu;
 
 impl Gelu {
     /// (Phi(x) - 1/2) / x as a polynomial in x^2 on |x| <= 1, where Phi is the normal distribution
     /// function. Fitted here by Lawson's iteration: error of Phi 7.6e-9.
-    const CENTRE: [f32; 5] = [0.398_942_2, -0.066_488_7, 0.009_964_033, -0.001_165_147_4, 0.000_092_366_805];
+    pub(crate) const CENTRE: [f32; 5] =
+        [0.398_942_2, -0.066_488_7, 0.009_964_033, -0.001_165_147_4, 0.000_092_366_805];
 
     /// (a + 3) (1 - Phi(a)) e^(a^2 / 2) as a polynomial in (a - 3) / (a + 3), a >= 0. The map takes
     /// [0, inf) to [-1, 1), where the function is smooth, so few and small coefficients do. Fitted
     /// likewise: relative error 8.5e-8.
-    const TAIL: [f32; 10] = [
+    pub(crate) const TAIL: [f32; 10] = [
         0.729_083_8,
         -0.509_331_9,
         0.230_014_34,
@@ -119,11 +124,14 @@ impl Gelu {
         0.000_119_581_94,
     ];
 
+    /// Beyond, 1 - Phi is 0.
+    pub(crate) const CAP: f32 = 20.0;
+
     /// 1 - Phi(a) for a >= 0.
     #[inline(always)]
     fn tail<S: Lanes>(simd: S, a: S::f32s) -> S::f32s {
-        // Beyond 20 it is 0; the cap keeps infinity out of the quotient. NaN passes.
-        let cap = simd.splat_f32s(20.0);
+        // The cap keeps infinity out of the quotient. NaN passes.
+        let cap = simd.splat_f32s(Self::CAP);
         let a = simd.select_f32s(simd.greater_than_f32s(a, cap), cap, a);
         let three = simd.splat_f32s(3.0);
         let inverse = simd.div_f32s(simd.splat_f32s(1.0), simd.add_f32s(a, three));

@@ -2,12 +2,18 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{assert_close, noise_vec, tiers};
-use crate::{Kernels, MatMut, MatRef, OutOfMemory, PackError, PackedWeights, Par, Pool, WeightFormat};
+use crate::{
+    Kernels, MatMut, MatRef, OutOfMemory, PackError, PackSpec, PackedWeights, Par, Pool, WeightFormat,
+    WeightLayout,
+};
+
+/// The formats that can be stored in rows.
+const FLOATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16];
 
 fn weight(i: usize, j: usize) -> f32 {
     ((i * 31 + j * 7) % 1009) as f32 * 0.37 - 100.0
@@ -15,8 +21,9 @@ fn weight(i: usize, j: usize) -> f32 {
 
 fn stored(format: WeightFormat, x: f32) -> f32 {
     match format {
-        WeightFormat::F32 => x,
+        WeightFormat::F16 => f16::from_f32(x).to_f32(),
         WeightFormat::Bf16 => bf16::from_f32(x).to_f32(),
+        _ => x,
     }
 }
 
@@ -33,7 +40,7 @@ fn fill(k: usize) -> impl Fn(Range<usize>, &mut [f32]) -> Result<(), Infallible>
 #[test]
 fn every_row_is_packed_once_and_can_be_read() {
     let pool = Pool::unpinned(3).unwrap();
-    for format in WeightFormat::ALL {
+    for format in FLOATS {
         for (n, k) in [(1, 1), (64, 5), (65, 33), (7, 100), (300, 17), (3, 70_000)] {
             for par in [Par::seq(), pool.par()] {
                 let seen = Mutex::new(HashSet::new());
@@ -70,7 +77,7 @@ fn check_rows(packed: &PackedWeights) {
 
 #[test]
 fn products_use_the_stored_weights() {
-    for format in WeightFormat::ALL {
+    for format in FLOATS {
         for (n, k) in [(1, 1), (6, 15), (9, 16), (70, 33), (13, 200)] {
             let packed = PackedWeights::pack(format, n, k, &Par::seq(), fill(k)).unwrap();
             for (kernels, m) in tiers().flat_map(|kernels| [0, 1, 2, 7].map(|m| (kernels, m))) {
@@ -112,12 +119,20 @@ fn f32_rows_are_borrowed() {
 #[test]
 fn the_first_error_wins_and_the_rest_is_left_out() {
     let pool = Pool::unpinned(2).unwrap();
-    for format in WeightFormat::ALL {
+    for spec in specs() {
         for par in [Par::seq(), pool.par()] {
-            let calls = AtomicUsize::new(0);
-            let result = PackedWeights::pack(format, 64 * 1000, 4, &par, |rows, _| {
+            let (calls, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+            let result = PackedWeights::pack(spec, 64 * 1000, 4, &par, |rows, _| {
                 calls.fetch_add(1, Ordering::Relaxed);
-                if rows.start == 0 { Err("bad tensor") } else { Ok(()) }
+                if rows.start == 0 {
+                    failed.store(true, Ordering::Release);
+                    return Err("bad tensor");
+                }
+                // On a busy machine the other thread could be done before this one has begun.
+                while !failed.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                Ok(())
             });
             assert_eq!(result.unwrap_err(), PackError::Fill("bad tensor"));
             assert!(calls.into_inner() < 1000, "panels after the failure were filled");
@@ -139,4 +154,68 @@ fn format_names_round_trip() {
         assert_eq!(format.to_string().parse(), Ok(format));
     }
     assert!("int2".parse::<WeightFormat>().unwrap_err().to_string().contains("`int2`"));
+}
+
+/// Every way to pack.
+fn specs() -> impl Iterator<Item = PackSpec> {
+    let panels = |format| {
+        let layout = |width, paired| WeightLayout::Panels { width, paired };
+        [layout(32, false), layout(64, false), layout(32, true), layout(64, true)]
+            .map(|layout| PackSpec { format, layout })
+    };
+    FLOATS.into_iter().map(PackSpec::from).chain(WeightFormat::ALL.into_iter().flat_map(panels))
+}
+
+#[test]
+fn panels_hold_every_row() {
+    let pool = Pool::unpinned(3).unwrap();
+    for spec in specs() {
+        for (n, k) in [(2, 1), (64, 5), (66, 33), (130, 100), (300, 70), (4, 9000)] {
+            let seen = Mutex::new(HashSet::new());
+            let packed = PackedWeights::pack(spec, n, k, &pool.par(), |rows, panel| {
+                rows.clone().for_each(|i| assert!(seen.lock().unwrap().insert(i), "row {i} twice"));
+                fill(k)(rows, panel)
+            })
+            .unwrap();
+            assert_eq!(seen.into_inner().unwrap().len(), n);
+            assert_eq!((packed.format(), packed.layout()), (spec.format, spec.layout));
+            let mut row = vec![f32::NAN; k];
+            for i in 0..n {
+                packed.row(i, &Kernels::detect(), &mut row);
+                let largest = (0..k).fold(0.0f32, |max, j| max.max(weight(i, j).abs()));
+                for (j, &got) in row.iter().enumerate() {
+                    let want = stored(spec.format, weight(i, j));
+                    let int8 = matches!(spec.format, WeightFormat::Int8 | WeightFormat::Int8Group(_));
+                    let off = if int8 { largest / 253.0 } else { 0.0 };
+                    assert!((got - want).abs() <= off, "{spec:?} ({i}, {j}): {got} instead of {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn panels_take_what_they_should() {
+    let bytes = |format, n, k| {
+        let spec = PackSpec { format, layout: WeightLayout::PANELS };
+        PackedWeights::pack(spec, n, k, &Par::seq(), fill(k)).unwrap().bytes()
+    };
+    assert_eq!(bytes(WeightFormat::F32, 128, 10), 128 * 10 * 4);
+    assert_eq!(bytes(WeightFormat::F16, 128, 10), 128 * 10 * 2);
+    assert_eq!(bytes(WeightFormat::Bf16, 100, 9), 128 * 10 * 2);
+    assert_eq!(bytes(WeightFormat::Int8, 64, 9), 64 * 12 + 64 * 4);
+    assert_eq!(bytes(WeightFormat::Int8Group(64), 64, 128), 64 * 128 + 2 * 64 * 4);
+}
+
+#[test]
+#[should_panic(expected = "packed in panels")]
+fn int8_in_rows_is_refused() {
+    let _ = PackedWeights::pack(WeightFormat::Int8, 4, 4, &Par::seq(), fill(4));
+}
+
+#[test]
+#[should_panic(expected = "not a pair")]
+fn half_a_pair_is_refused() {
+    let spec = PackSpec { format: WeightFormat::F32, layout: WeightLayout::PAIRED_PANELS };
+    let _ = PackedWeights::pack(spec, 3, 4, &Par::seq(), fill(4));
 }

@@ -159,6 +159,21 @@ fn variables_go_before_tokens_but_not_before_the_messages() {
 }
 
 #[test]
+fn tools_choose_the_template_made_for_them() {
+    let template = ChatTemplate::new("plain {{ bos_token }}", Some("<s>"), None);
+    let template = template.and_then(|t| t.with_tool_use("{{ tools|length }} tools {{ bos_token }}"));
+    let template = template.expect("valid templates");
+    let rendered = |tools: Option<Vec<Json>>| {
+        let options = RenderOptions { tools, ..RenderOptions::default() };
+        template.render_with(&[message("user", "Hi")], &options).expect("a prompt")
+    };
+    assert_eq!(rendered(None), "plain <s>");
+    assert_eq!(rendered(Some(vec![Json::from("t")])), "1 tools <s>");
+    assert_eq!(rendered(Some(Vec::new())), "0 tools <s>", "an empty list is given, too");
+    assert!(ChatTemplate::new("x", None, None).and_then(|t| t.with_tool_use("{% if %}")).is_err());
+}
+
+#[test]
 fn a_long_conversation_renders() {
     let template = ChatTemplate::new(SMOLLM2, None, None).expect("a valid template");
     let messages: Vec<_> = (0..2000).map(|_| message("user", &"word ".repeat(80))).collect();

@@ -20,7 +20,7 @@ use tokenizers::{
 
 use self::pre::PreKind;
 use super::{
-    AddRule, Core, Specials, Tokenizer, TokenizerError, fault, guard,
+    AddRule, Core, Specials, Templates, Tokenizer, TokenizerError, fault, guard,
     library::Library,
     spm::{Kind, SPACE, Spm, SpmOptions, Token, spelt_byte},
     validate,
@@ -53,7 +53,7 @@ struct Fields<'m> {
     types: Cow<'m, [i32]>,
     specials: Specials,
     unknown: Option<u32>,
-    chat_template: Option<String>,
+    templates: Templates,
 }
 
 /// What a kind assumes where the file does not say.
@@ -124,12 +124,18 @@ impl<'m> Fields<'m> {
             Ok(metadata.bool(&format!("tokenizer.ggml.add_{name}_token"))?.unwrap_or(default))
         };
         let rule = AddRule::Flags { bos: flag("bos", defaults.adds_bos)?, eos: flag("eos", false)? };
-        let eos = id("eos", defaults.eos)?.into_iter().collect();
-        let specials = Specials { bos: id("bos", defaults.bos)?, eos, rule };
+        let eos = id("eos", defaults.eos)?;
+        // The end of a turn, and of a message that waits for a tool's answer.
+        let mut ends: Vec<u32> = [eos, id("eot", None)?, id("eom", None)?].into_iter().flatten().collect();
+        let mut seen = HashSet::new();
+        ends.retain(|&end| seen.insert(end));
+        let specials = Specials { bos: id("bos", defaults.bos)?, eos, ends, rule };
         id("padding", None)?;
         let unknown = id("unknown", defaults.unknown)?;
-        let chat_template = metadata.str("tokenizer.chat_template")?.map(str::to_owned);
-        Ok(Self { path, tokens, types, specials, unknown, chat_template })
+        let template = |key: &str| Ok::<_, TokenizerError>(metadata.str(key)?.map(str::to_owned));
+        let default = template("tokenizer.chat_template")?;
+        let templates = Templates { default, tool_use: template("tokenizer.chat_template.tool_use")? };
+        Ok(Self { path, tokens, types, specials, unknown, templates })
     }
 
     fn build_bpe(self, pre: PreKind, merges: &[String]) -> Result<Tokenizer, TokenizerError> {
@@ -198,7 +204,7 @@ impl<'m> Fields<'m> {
     }
 
     fn finish(self, core: Core) -> Result<Tokenizer, TokenizerError> {
-        Tokenizer::build(core, self.tokens.len(), self.specials, self.chat_template, self.path)
+        Tokenizer::build(core, self.tokens.len(), self.specials, self.templates, self.path)
     }
 
     /// What the token `id` is for. Without types, only byte tokens can be told from their spelling.

@@ -7,16 +7,20 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{
-    AddRule, Core, Specials, Tokenizer, TokenizerError, fault, file_fault, guard, library::Library,
-    part::Part, validate::TokenizerFile,
+    AddRule, Core, Specials, Templates, Tokenizer, TokenizerError, fault, file_fault, guard,
+    library::Library, part::Part, validate::TokenizerFile,
 };
 
 /// The largest `tokenizer.json`; vocabularies of 256 Ki tokens take about 35 MiB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// The largest `tokenizer_config.json`, which may list every added token.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
-/// The largest `chat_template.jinja`.
+/// The largest template in a file of its own.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
+
+/// Where a directory has its chat template, and the one for conversations with tools.
+const DEFAULT_FILE: &str = "chat_template.jinja";
+const TOOL_USE_FILE: &str = "additional_chat_templates/tool_use.jinja";
 
 /// Loads the directory's tokenizer, if it has one.
 pub(super) fn load(dir: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
@@ -40,12 +44,23 @@ pub(super) fn load(dir: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
     let config_path = dir.join("tokenizer_config.json");
     let config = Config::load(&config_path)?;
     let specials = config.specials(&inner, !file.has_post_processor())?;
-    let template = match read(&dir.join("chat_template.jinja"), MAX_TEMPLATE_BYTES)? {
-        Some(bytes) => Some(utf8(bytes, &dir.join("chat_template.jinja"))?),
-        None => config.chat_template()?,
-    };
+    let templates = templates(dir, &config)?;
     let library = guard::catch(|| Library::new(inner)).map_err(|what| fault(&path, "truncation", what))?;
-    Tokenizer::build(Core::Library(Box::new(library)), size, specials, template, &path).map(Some)
+    Tokenizer::build(Core::Library(Box::new(library)), size, specials, templates, &path).map(Some)
+}
+
+/// The chat templates: files of their own win over all in the configuration, as in transformers.
+fn templates(dir: &Path, config: &Config<'_>) -> Result<Templates, TokenizerError> {
+    let file = |name: &str| {
+        let path = dir.join(name);
+        read(&path, MAX_TEMPLATE_BYTES)?.map(|bytes| utf8(bytes, &path)).transpose()
+    };
+    let (default, tool_use) = (file(DEFAULT_FILE)?, file(TOOL_USE_FILE)?);
+    Ok(match (default, tool_use) {
+        (None, None) => config.templates()?,
+        (None, tool_use) => Templates { tool_use, ..config.templates()? },
+        (default, tool_use) => Templates { default, tool_use },
+    })
 }
 
 /// `tokenizer_config.json`; empty where there is none.
@@ -64,13 +79,13 @@ impl<'p> Config<'p> {
 
     fn specials(&self, inner: &tokenizers::Tokenizer, flags_rule: bool) -> Result<Specials, TokenizerError> {
         let bos = self.token("bos_token", inner)?;
-        let eos: Vec<u32> = self.token("eos_token", inner)?.into_iter().collect();
+        let eos = self.token("eos_token", inner)?;
         let (add_bos, add_eos) = (self.flag("add_bos_token")?, self.flag("add_eos_token")?);
         let rule = match flags_rule {
             true => AddRule::Flags { bos: add_bos, eos: add_eos },
             false => AddRule::PostProcessor,
         };
-        Ok(Specials { bos, eos, rule })
+        Ok(Specials { bos, eos, ends: eos.into_iter().collect(), rule })
     }
 
     /// The id of a special token, given as a string or as an object with `content`.
@@ -101,25 +116,29 @@ impl<'p> Config<'p> {
         }
     }
 
-    /// The chat template: a string, or of a list of named ones the one called `default`, or the only one.
-    fn chat_template(&self) -> Result<Option<String>, TokenizerError> {
+    /// The chat template: a string, or of a list of named ones `default` (or the only one) and `tool_use`.
+    fn templates(&self) -> Result<Templates, TokenizerError> {
         let wrong =
             || fault(self.path, "chat_template", "a string, or a list of {\"name\", \"template\"} is right");
         let named = match self.fields.get("chat_template") {
-            None | Some(Value::Null) => return Ok(None),
-            Some(Value::String(template)) => return Ok(Some(template.clone())),
+            None | Some(Value::Null) => return Ok(Templates::default()),
+            Some(Value::String(template)) => {
+                return Ok(Templates { default: Some(template.clone()), tool_use: None });
+            }
             Some(Value::Array(named)) => named,
             Some(_) => return Err(wrong()),
         };
-        let mut default = None;
+        let mut templates = Templates::default();
         for entry in named {
             let text = |key: &str| entry.get(key).and_then(Value::as_str).ok_or_else(wrong);
             let (name, template) = (text("name")?, text("template")?);
             if name == "default" || named.len() == 1 {
-                default = Some(template.to_owned());
+                templates.default = Some(template.to_owned());
+            } else if name == "tool_use" {
+                templates.tool_use = Some(template.to_owned());
             }
         }
-        Ok(default)
+        Ok(templates)
     }
 }
 

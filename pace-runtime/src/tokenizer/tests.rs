@@ -12,7 +12,9 @@ use super::{
 fn load(files: &[(&str, &str)]) -> Result<Option<Tokenizer>, TokenizerError> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     for (name, text) in files {
-        fs::write(dir.path().join(name), text).expect("a file in it");
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().expect("a file has a directory")).expect("a directory");
+        fs::write(path, text).expect("a file in it");
     }
     Tokenizer::from_dir(dir.path())
 }
@@ -95,18 +97,31 @@ fn a_directory_without_a_tokenizer_has_none() {
 #[test]
 fn the_template_file_wins_over_the_configuration() {
     let file = tokenizer_json(&Value::Null).to_string();
-    let template = |config: Value, jinja: Option<&str>| {
+    let templates = |config: Value, jinja: &[(&'static str, &'static str)]| {
         let config = config.to_string();
         let mut files = vec![("tokenizer.json", &*file), ("tokenizer_config.json", &*config)];
-        files.extend(jinja.map(|text| ("chat_template.jinja", text)));
+        files.extend(jinja.iter().copied());
         let tokenizer = load(&files).expect("a valid tokenizer").expect("a tokenizer");
-        tokenizer.chat_template().map(str::to_owned)
+        (tokenizer.chat_template().map(str::to_owned), tokenizer.tool_use_template().map(str::to_owned))
     };
+    let both =
+        |default: Option<&str>, tools: Option<&str>| (default.map(str::to_owned), tools.map(str::to_owned));
+    let (file_of, tools_of) = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja");
+    let one = || json!({"chat_template": "one"});
     let named = json!({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]});
-    assert_eq!(template(json!({"chat_template": "one"}), None).as_deref(), Some("one"));
-    assert_eq!(template(json!({"chat_template": "one"}), Some("file")).as_deref(), Some("file"));
-    assert_eq!(template(named, None).as_deref(), Some("d"));
-    assert_eq!(template(json!({}), None), None);
+    assert_eq!(templates(one(), &[]), both(Some("one"), None));
+    assert_eq!(templates(one(), &[(file_of, "file")]), both(Some("file"), None));
+    assert_eq!(templates(one(), &[(tools_of, "tools")]), both(Some("one"), Some("tools")));
+    assert_eq!(templates(named.clone(), &[]), both(Some("d"), Some("t")));
+    // All of the configuration gives way, also what has no file of its own.
+    assert_eq!(templates(named.clone(), &[(file_of, "file")]), both(Some("file"), None));
+    assert_eq!(
+        templates(named, &[(file_of, "file"), (tools_of, "tools")]),
+        both(Some("file"), Some("tools"))
+    );
+    let only = json!({"chat_template": [{"name": "tool_use", "template": "t"}]});
+    assert_eq!(templates(only, &[]), both(Some("t"), None));
+    assert_eq!(templates(json!({}), &[]), both(None, None));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use rustyline::error::ReadlineError;
 use self::input::{HELP, Input, parse, set, settings};
 use crate::commands::answer::{self, Options};
 use crate::exit;
+use crate::interrupt;
 use crate::output::{self, Style};
 use crate::session::Session;
 
@@ -34,6 +35,7 @@ pub(super) struct Repl<'a> {
     /// The answer that Ctrl-C stops; none: Ctrl-C is the line editor's.
     running: Arc<Mutex<Option<Canceller>>>,
     style: Style,
+    _watching: interrupt::Guard,
 }
 
 impl<'a> Repl<'a> {
@@ -45,14 +47,23 @@ impl<'a> Repl<'a> {
     ) -> Result<Self> {
         let running = Arc::new(Mutex::new(None::<Canceller>));
         let shared = Arc::clone(&running);
-        ctrlc::set_handler(move || {
+        let watching = interrupt::on_ctrl_c(move || {
             if let Some(answer) = &*shared.lock().unwrap_or_else(PoisonError::into_inner) {
                 answer.cancel();
             }
-        })
-        .context("cannot watch for Ctrl-C")?;
+        })?;
         options.ctx_size.get_or_insert_with(|| CONTEXT.min(session.files.spec().max_positions));
-        Ok(Self { session, options, system, messages: Vec::new(), last: None, cache: None, running, style })
+        Ok(Self {
+            session,
+            options,
+            system,
+            messages: Vec::new(),
+            last: None,
+            cache: None,
+            running,
+            style,
+            _watching: watching,
+        })
     }
 
     /// Reads and answers until the user leaves.

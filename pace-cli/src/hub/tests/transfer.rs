@@ -230,11 +230,11 @@ fn an_interrupt_leaves_what_can_be_continued() {
         move |request| content.answer(request)
     })
     .0;
-    fixture.interrupted.store(true, std::sync::atomic::Ordering::Relaxed);
+    fixture.interrupted.store(true, Ordering::Relaxed);
     let error = fixture.get(NAME).expect_err("it was interrupted");
     assert!(error.is::<Interrupted>(), "{error:#}");
     assert!(fixture.names("snapshots").is_empty());
-    fixture.interrupted.store(false, std::sync::atomic::Ordering::Relaxed);
+    fixture.interrupted.store(false, Ordering::Relaxed);
     assert_eq!(fs::read(fixture.get(NAME).unwrap()).unwrap(), big());
 }
 

@@ -22,9 +22,9 @@ fn build(vocabulary: &Vocabulary, pre: PreKind, rule: AddRule) -> Result<Tokeniz
         path: Path::new("model.gguf"),
         tokens: &vocabulary.tokens,
         types: Cow::Borrowed(&vocabulary.types),
-        specials: Specials { bos, eos: Vec::new(), rule },
+        specials: Specials { bos, eos: None, ends: Vec::new(), rule },
         unknown: None,
-        chat_template: None,
+        templates: Templates::default(),
     }
     .build_bpe(pre, &vocabulary.merges)
 }
@@ -107,7 +107,10 @@ fn open_fields(fields: &BTreeMap<&str, Field>) -> Result<Option<Tokenizer>, Toke
 fn the_metadata_is_read() {
     let tokenizer = open(&[]).expect("valid metadata").expect("a tokenizer");
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(268), [269].as_slice()));
-    assert_eq!(tokenizer.chat_template(), Some("template"));
+    assert_eq!((tokenizer.chat_template(), tokenizer.tool_use_template()), (Some("template"), None));
+    let tools = open(&[("tokenizer.chat_template.tool_use", Some(Field::Text("tools".to_owned())))]);
+    let tools = tools.expect("valid").expect("a tokenizer");
+    assert_eq!((tools.chat_template(), tools.tool_use_template()), (Some("template"), Some("tools")));
     assert_eq!(tokenizer.encode("hello", true, true).expect("ids"), [259]);
     let llama =
         open(&[(PRE, Some(Field::Text("llama-bpe".to_owned())))]).expect("valid").expect("a tokenizer");
@@ -118,6 +121,26 @@ fn the_metadata_is_read() {
     assert_eq!(both.encode("hello", true, true).expect("ids"), [268, 259, 269]);
     assert!(open(&[(MODEL, None)]).expect("no error").is_none());
     assert!(open(&[(PRE, None), (TOKEN_TYPE, None)]).expect("defaults").is_some());
+}
+
+#[test]
+fn the_end_of_a_turn_and_of_a_message_end_an_answer() {
+    const EOS: &str = "tokenizer.ggml.eos_token_id";
+    const EOT: &str = "tokenizer.ggml.eot_token_id";
+    const EOM: &str = "tokenizer.ggml.eom_token_id";
+    let id = |id| Some(Field::Id(id));
+    let ends = |changes: &[(&str, Option<Field>)]| {
+        let tokenizer = open(changes).expect("valid metadata").expect("a tokenizer");
+        (tokenizer.eos_token(), tokenizer.eos().to_vec())
+    };
+    assert_eq!(ends(&[(EOT, id(270)), (EOM, id(5))]), (Some(269), vec![269, 270, 5]));
+    assert_eq!(ends(&[(EOT, id(269)), (EOM, id(270))]), (Some(269), vec![269, 270]));
+    // A token that ends a turn is not what a text ends with.
+    assert_eq!(ends(&[(EOS, None), (EOT, id(270))]), (None, vec![270]));
+    for field in [EOT, EOM] {
+        let message = open(&[(field, id(99_999))]).expect_err("no such token").to_string();
+        assert!(message.contains(&format!("field `{field}`: 99999")), "{message}");
+    }
 }
 
 #[test]

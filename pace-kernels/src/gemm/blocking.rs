@@ -1,0 +1,132 @@
+//! How a product is cut: into blocks of rows, panels, blocks of steps, and tiles of rows.
+
+use std::ops::Range;
+
+use super::tile::MAX_ROWS;
+use crate::weights::Panels;
+
+/// Rows of activations that go through one panel after the other: their sums stay in L2 while the
+/// steps are cut, and their activations in L3 from panel to panel.
+const BLOCK_ROWS: usize = 504;
+
+/// Steps of a panel that stay in L2 at once: 512 KiB of 64 columns.
+const WHOLE_STEPS: usize = 2048;
+
+/// Steps of a block when they do not: 256 KiB of 64 columns.
+const BLOCK_STEPS: usize = 1024;
+
+/// Up to this many rows are skinny: bound by the memory that the weights come from.
+const SKINNY_ROWS: usize = 32;
+
+/// Steps of a block for skinny products: 64 KiB of 64 columns, which all tiles use while the next
+/// block is being prefetched.
+const SKINNY_STEPS: usize = 256;
+
+/// The cuts of one product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blocking {
+    rows: usize,
+    panels: usize,
+    steps: usize,
+    /// Rows in a block, a multiple of a tile's.
+    block_rows: usize,
+    /// Steps in a block, a multiple of every group's.
+    block_steps: usize,
+    /// Whether the tiles prefetch the next block of steps.
+    pub(super) prefetch: bool,
+}
+
+impl Blocking {
+    pub(super) fn new(rows: usize, panels: &Panels) -> Self {
+        let blocks = rows.div_ceil(BLOCK_ROWS).max(1);
+        let block_rows = rows.div_ceil(blocks).next_multiple_of(MAX_ROWS);
+        let steps = panels.steps();
+        let prefetch = rows > MAX_ROWS && rows <= SKINNY_ROWS;
+        let block_steps = if prefetch {
+            SKINNY_STEPS
+        } else if steps <= WHOLE_STEPS {
+            WHOLE_STEPS
+        } else {
+            BLOCK_STEPS
+        };
+        Self { rows, panels: panels.count(), steps, block_rows, block_steps, prefetch }
+    }
+
+    /// Units of parallel work.
+    pub(super) fn tasks(&self) -> usize {
+        self.panels * self.rows.div_ceil(self.block_rows)
+    }
+
+    /// The rows and the panel of a task: all panels of some rows, then those of the next rows.
+    pub(super) fn task(&self, task: usize) -> (Range<usize>, usize) {
+        let first = task / self.panels * self.block_rows;
+        (first..self.rows.min(first + self.block_rows), task % self.panels)
+    }
+
+    /// Rows whose sums are alive at once.
+    pub(super) fn live_rows(&self) -> usize {
+        if self.steps > self.block_steps { self.block_rows.min(self.rows) } else { MAX_ROWS }
+    }
+
+    /// Steps of the largest block.
+    pub(super) fn live_steps(&self) -> usize {
+        self.steps.min(self.block_steps)
+    }
+
+    /// The blocks of steps. There is one even without steps.
+    pub(super) fn step_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let Self { steps, block_steps, .. } = *self;
+        (0..steps.max(1)).step_by(block_steps).map(move |first| first..steps.min(first + block_steps))
+    }
+}
+
+/// Cuts rows into tiles: of [`MAX_ROWS`], the last two about even, because a tile of one or two rows
+/// waits for its own sums.
+pub(super) fn row_tiles(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let rest = rows - next;
+        let tile = if rest > MAX_ROWS && rest < 2 * MAX_ROWS { rest.div_ceil(2) } else { rest.min(MAX_ROWS) };
+        let start = next;
+        next += tile;
+        (tile > 0).then_some(start..next)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::WeightFormat;
+
+    #[test]
+    fn tiles_cover_the_rows_in_order() {
+        for rows in 0..40 {
+            let tiles: Vec<_> = row_tiles(rows).collect();
+            let mut next = 0;
+            for tile in &tiles {
+                assert!(tile.start == next && tile.len() <= MAX_ROWS);
+                assert!(rows < MAX_ROWS || tile.len() >= 3, "{rows} rows: {tiles:?}");
+                next = tile.end;
+            }
+            assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn tasks_and_steps_cover_the_product() {
+        for rows in [1, 6, 7, 32, 33, 503, 505, 2048] {
+            for (n, k, format) in [(1, 1, WeightFormat::F32), (130, 9000, WeightFormat::Bf16)] {
+                let panels = Panels { format, n, k, width: 64, paired: false };
+                let blocking = Blocking::new(rows, &panels);
+                let mut covered = vec![0; rows * panels.count()];
+                for task in 0..blocking.tasks() {
+                    let (rows, panel) = blocking.task(task);
+                    rows.for_each(|row| covered[row * panels.count() + panel] += 1);
+                }
+                assert!(covered.iter().all(|&times| times == 1));
+                let steps: usize = blocking.step_blocks().map(|block| block.len()).sum();
+                assert_eq!(steps, panels.steps());
+            }
+        }
+    }
+}

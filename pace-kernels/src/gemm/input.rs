@@ -1,0 +1,177 @@
+//! Activations in the form that a tile reads: rows of 4-byte steps, zeros behind the last input.
+
+use half::bf16;
+
+use super::ActQuant;
+use super::tile::TileKind;
+use crate::weights::Panels;
+use crate::{ActRef, Kernels, MatMut, Par, WeightFormat};
+
+/// Elements up to which the calling thread converts alone: about what a parallel region costs.
+const SERIAL: usize = 16 << 10;
+
+/// f32 elements in a cache line.
+const LINE: usize = 16;
+
+/// Inputs that share a scale when activations are quantised in groups.
+const GROUP: usize = 64;
+
+/// Inputs that are summed exactly when a row has one scale: sums fit 32 bits, and blocks of steps are
+/// multiples of it.
+const TOKEN_GROUP: usize = 1024;
+
+/// How a product's activations are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    pub(super) kind: TileKind,
+    /// Steps of a row.
+    steps: usize,
+    /// Int8: inputs whose products are summed exactly before they are scaled.
+    pub(super) group: usize,
+    /// Int8: whether a row has one scale only.
+    per_token: bool,
+}
+
+impl Form {
+    pub(super) fn new(panels: &Panels, quant: ActQuant) -> Self {
+        let per_token = quant == ActQuant::Token;
+        let group = match panels.format {
+            WeightFormat::Int8Group(group) => group,
+            _ if per_token => TOKEN_GROUP,
+            _ => GROUP,
+        };
+        let kind = match panels.format {
+            WeightFormat::F32 | WeightFormat::F16 => TileKind::F32,
+            WeightFormat::Bf16 => TileKind::Bf16,
+            WeightFormat::Int8 | WeightFormat::Int8Group(_) => TileKind::Int8,
+        };
+        Self { kind, steps: panels.steps(), group, per_token }
+    }
+
+    /// Scales of a quantised row.
+    fn groups(&self) -> usize {
+        if self.kind == TileKind::Int8 { (4 * self.steps).div_ceil(self.group) } else { 0 }
+    }
+
+    /// 4-byte words of a converted row: its steps, then scales and offsets, to an odd number of lines
+    /// so that the rows of a tile do not share a set of L1.
+    fn row_words(&self) -> usize {
+        let lines = (self.steps + 2 * self.groups()).div_ceil(LINE);
+        (lines | 1) * LINE
+    }
+
+    /// Whether a tile can read these activations where they are.
+    fn reads(&self, a: ActRef<'_>) -> bool {
+        match (self.kind, a) {
+            (TileKind::F32, ActRef::F32(_)) => true,
+            (TileKind::Bf16, ActRef::Bf16(a)) => a.cols().is_multiple_of(2),
+            _ => false,
+        }
+    }
+
+    /// f32 elements of scratch that [`Input::prepare`] needs.
+    pub(super) fn scratch_len(&self, a: ActRef<'_>) -> usize {
+        if self.reads(a) { 0 } else { a.rows() * self.row_words() }
+    }
+
+    /// Converts row `i` of `a`.
+    fn convert(&self, kernels: Kernels, a: ActRef<'_>, i: usize, row: &mut [f32]) {
+        match (self.kind, a) {
+            (TileKind::F32, ActRef::F32(a)) => row[..a.cols()].copy_from_slice(a.row(i)),
+            (TileKind::F32, ActRef::Bf16(a)) => kernels.widen_bf16(a.row(i), &mut row[..a.cols()]),
+            (TileKind::Bf16, _) => {
+                let out: &mut [bf16] = bytemuck::cast_slice_mut(&mut row[..self.steps]);
+                let (out, padding) = out.split_at_mut(a.cols());
+                padding.fill(bf16::ZERO);
+                match a {
+                    ActRef::F32(a) => kernels.narrow_bf16(a.row(i), out),
+                    ActRef::Bf16(a) => out.copy_from_slice(a.row(i)),
+                }
+            }
+            (TileKind::Int8, _) => self.quantize(kernels, a, i, row),
+        }
+    }
+
+    /// Quantises row `i` of `a`: its steps, a scale for each group, -128 times each group's sum.
+    fn quantize(&self, kernels: Kernels, a: ActRef<'_>, i: usize, row: &mut [f32]) {
+        let (steps, rest) = row.split_at_mut(self.steps);
+        let (scales, rest) = rest.split_at_mut(self.groups());
+        let offsets: &mut [i32] = bytemuck::cast_slice_mut(&mut rest[..scales.len()]);
+        let q: &mut [i8] = bytemuck::cast_slice_mut(steps);
+        let (q, padding) = q.split_at_mut(a.cols());
+        padding.fill(0);
+        let quantize = |group, q: &mut [i8], scales: &mut [f32], sums: &mut [i32]| match a {
+            ActRef::F32(a) => kernels.quantize_groups(a.row(i), group, q, scales, sums),
+            ActRef::Bf16(a) => kernels.quantize_groups(a.row(i), group, q, scales, sums),
+        };
+        if self.per_token && !q.is_empty() {
+            let (mut scale, mut sum) = ([0.0], [0]);
+            quantize(q.len(), q, &mut scale, &mut sum);
+            scales.fill(scale[0]);
+            for (offset, q) in offsets.iter_mut().zip(q.chunks(self.group)) {
+                *offset = q.iter().map(|&q| i32::from(q)).sum();
+            }
+        } else {
+            quantize(self.group, q, scales, offsets);
+        }
+        offsets.iter_mut().for_each(|offset| *offset *= -128);
+    }
+}
+
+/// The activations of a product, where a tile finds them.
+#[derive(Clone, Copy)]
+pub(super) struct Input {
+    base: *const u8,
+    /// Bytes from row to row.
+    pub(super) stride: usize,
+    /// Bytes from a row's start to its scales.
+    scales_at: usize,
+    groups: usize,
+}
+
+// SAFETY: an Input points to memory that nobody writes while it is used; see `prepare`.
+unsafe impl Sync for Input {}
+
+impl Input {
+    /// Converts what must be converted into `scratch`, of `form.scratch_len(a)` elements. The result
+    /// points into `a` or `scratch`, which the caller keeps borrowed while it uses it.
+    pub(super) fn prepare(
+        kernels: Kernels,
+        par: &Par<'_>,
+        form: &Form,
+        a: ActRef<'_>,
+        scratch: &mut [f32],
+    ) -> Self {
+        if form.reads(a) {
+            let (base, stride) = match a {
+                ActRef::F32(a) => (a.as_ptr().cast(), a.row_stride() * size_of::<f32>()),
+                ActRef::Bf16(a) => (a.as_ptr().cast(), a.row_stride() * size_of::<bf16>()),
+            };
+            return Self { base, stride, scales_at: 0, groups: 0 };
+        }
+        let words = form.row_words();
+        let mut out = MatMut::new(scratch, a.rows(), words);
+        if a.rows() * a.cols() <= SERIAL {
+            (0..a.rows()).for_each(|i| form.convert(kernels, a, i, out.row_mut(i)));
+        } else {
+            par.rows(out, |i, row| form.convert(kernels, a, i, row));
+        }
+        Self {
+            base: scratch.as_ptr().cast(),
+            stride: words * size_of::<f32>(),
+            scales_at: form.steps * size_of::<f32>(),
+            groups: form.groups(),
+        }
+    }
+
+    /// Row `i` at step `step`.
+    pub(super) fn row(&self, i: usize, step: usize) -> *const u8 {
+        self.base.wrapping_add(i * self.stride + step * 4)
+    }
+
+    /// The scale of group `group` of row `i`, and the offset; rows are `stride` bytes apart.
+    pub(super) fn scale(&self, i: usize, group: usize) -> (*const f32, *const i32) {
+        let scales = self.base.wrapping_add(i * self.stride + self.scales_at).cast::<f32>();
+        (scales.wrapping_add(group), scales.wrapping_add(self.groups + group).cast())
+    }
+}

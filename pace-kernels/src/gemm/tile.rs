@@ -1,0 +1,95 @@
+//! The tile: what the driver asks of an instruction-set tier.
+
+/// Rows that a tile has at most: 6 x 64 sums fill 24 of 32 vector registers, 4 more hold weights, 1
+/// an activation.
+pub(crate) const MAX_ROWS: usize = 6;
+
+/// What a tile multiplies. In each kind, a step is 4 bytes of a row of activations and 4 bytes of
+/// each output of a panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum TileKind {
+    /// One f32 by one f32.
+    F32,
+    /// Two bf16 by two bf16, summed in f32.
+    Bf16,
+    /// Four i8 by four u8 (stored as q + 128), summed in i32 and, group by group, in f32.
+    Int8,
+}
+
+/// One call: sums of `rows x width` products over a run of steps.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct TileArgs {
+    /// The activations of the first row, at the first step.
+    pub(crate) a: *const u8,
+    /// Bytes from a row of activations to the next.
+    pub(crate) a_stride: usize,
+    /// The panel, at the first step.
+    pub(crate) w: *const u8,
+    /// Steps to sum over.
+    pub(crate) steps: usize,
+    /// `rows x width` sums.
+    pub(crate) sums: *mut f32,
+    /// Elements from a row of sums to the next.
+    pub(crate) sums_stride: usize,
+    /// Whether the sums go on from what is there, or start at 0.
+    pub(crate) resume: bool,
+    /// Rows: 1 to [`MAX_ROWS`].
+    pub(crate) rows: usize,
+    /// Outputs of the panel: 32 or 64.
+    pub(crate) width: usize,
+    /// Memory to prefetch meanwhile.
+    pub(crate) prefetch: *const u8,
+    /// Lines of `prefetch` for 16 steps.
+    pub(crate) prefetch_lines: usize,
+    /// Int8: the scale of the first row's first group.
+    pub(crate) a_scales: *const f32,
+    /// Int8: -128 times the sum of the first row's first group.
+    pub(crate) a_offsets: *const i32,
+    /// Int8: elements from a row of `a_scales` and `a_offsets` to the next.
+    pub(crate) a_groups: usize,
+    /// Int8: steps of a group; the last one may be shorter.
+    pub(crate) group_steps: usize,
+    /// Int8: the scales of the panel's outputs for each group, `[groups][width]`; null if they are not
+    /// the tile's business.
+    pub(crate) w_scales: *const f32,
+}
+
+/// 32-bit lanes of a tier, without a type: the operations that tiles are made of.
+///
+/// # Safety
+/// A value may only exist on a CPU that has the tier. Pointers may be unaligned.
+pub(crate) trait Dots: Copy {
+    /// Dots in a vector.
+    const LANES: usize;
+    /// Vectors across that a tile of several rows holds sums for.
+    const ACROSS: usize;
+    /// The same for one row, where only the sums' latency counts.
+    const ACROSS_ONE: usize;
+    type V: Copy;
+
+    fn zero(self) -> Self::V;
+    fn splat_f32(self, x: f32) -> Self::V;
+    fn splat_i32(self, x: i32) -> Self::V;
+    /// # Safety
+    /// `LANES * 4` bytes are readable.
+    unsafe fn load(self, p: *const u8) -> Self::V;
+    /// # Safety
+    /// `LANES * 4` bytes are writable.
+    unsafe fn store(self, p: *mut u8, x: Self::V);
+    /// # Safety
+    /// 4 bytes are readable.
+    unsafe fn splat(self, p: *const u8) -> Self::V;
+    /// acc + w a in f32.
+    fn dot_f32(self, acc: Self::V, w: Self::V, a: Self::V) -> Self::V;
+    /// acc + the products of the two bf16 of a lane, in f32.
+    fn dot_bf16(self, acc: Self::V, w: Self::V, a: Self::V) -> Self::V;
+    /// acc + the products of the four bytes of a lane (w unsigned, a signed), in i32.
+    fn dot_int8(self, acc: Self::V, w: Self::V, a: Self::V) -> Self::V;
+    /// sum + f32(acc) scale.
+    fn scaled(self, sum: Self::V, acc: Self::V, scale: Self::V) -> Self::V;
+    /// x y in f32.
+    fn mul(self, x: Self::V, y: Self::V) -> Self::V;
+    /// Asks for a line in the second-level cache.
+    fn prefetch(self, p: *const u8);
+}

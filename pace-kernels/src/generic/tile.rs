@@ -1,0 +1,200 @@
+//! Tiles of a blocked matrix product, for any tier's lanes.
+//!
+//! Loop nest, for a strip of `ACROSS` vectors of the panel: steps { load the weights; rows { splat an
+//! activation; ACROSS multiply-adds } }. Registers on AVX-512 at 6 x 64: 24 sums, 4 weights, 1 splat; a step
+//! costs 10 loads for 24 multiply-adds, below the one load a cycle that Zen4 does. Every sum is a lane of
+//! its own that adds its products front to back, so it does not depend on the rows beside it, and
+//! a block of steps goes on exactly where the one before stopped.
+//!
+//! Source: the register blocking of Goto and van de Geijn, "Anatomy of High-Performance Matrix
+//! Multiplication" (2008); batch-reduce over blocks as in Georganas et al., "Tensor Processing
+//! Primitives" (2021).
+
+use crate::gemm::tile::{Dots, TileArgs, TileKind};
+
+/// Steps between two rounds of prefetching.
+const PREFETCH_STEPS: usize = 16;
+
+/// Computes a tile.
+///
+/// # Safety
+/// The CPU has the tier of `lanes`; what `t` describes is accessible.
+#[inline(always)]
+pub(crate) unsafe fn tile<L: Dots>(lanes: L, kind: TileKind, t: &TileArgs) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match t.rows {
+            1 => rows::<L, 1>(lanes, kind, t),
+            2 => rows::<L, 2>(lanes, kind, t),
+            3 => rows::<L, 3>(lanes, kind, t),
+            4 => rows::<L, 4>(lanes, kind, t),
+            5 => rows::<L, 5>(lanes, kind, t),
+            6 => rows::<L, 6>(lanes, kind, t),
+            rows => unreachable!("a tile has 1 to 6 rows, not {rows}"),
+        }
+    }
+}
+
+/// Picks the number of vectors across: the widest that divides the panel.
+///
+/// # Safety
+/// As [`tile`], and `t.rows` is R.
+#[inline(always)]
+unsafe fn rows<L: Dots, const R: usize>(lanes: L, kind: TileKind, t: &TileArgs) {
+    let wanted = if R == 1 { L::ACROSS_ONE } else { L::ACROSS };
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match wanted.min(t.width / L::LANES) {
+            8 => strips::<L, R, 8>(lanes, kind, t),
+            4 => strips::<L, R, 4>(lanes, kind, t),
+            _ => strips::<L, R, 2>(lanes, kind, t),
+        }
+    }
+}
+
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn strips<L: Dots, const R: usize, const N: usize>(lanes: L, kind: TileKind, t: &TileArgs) {
+    for column in (0..t.width).step_by(N * L::LANES) {
+        // SAFETY: the strip lies in the panel, because its width divides the panel's.
+        unsafe {
+            match kind {
+                TileKind::F32 => float_strip::<L, R, N, false>(lanes, t, column),
+                TileKind::Bf16 => float_strip::<L, R, N, true>(lanes, t, column),
+                TileKind::Int8 => int8_strip::<L, R, N>(lanes, t, column),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`rows`], and the strip lies in the panel.
+#[inline(always)]
+unsafe fn float_strip<L: Dots, const R: usize, const N: usize, const BF16: bool>(
+    lanes: L,
+    t: &TileArgs,
+    column: usize,
+) {
+    let mut acc = [[lanes.zero(); N]; R];
+    // SAFETY: `sums` holds R rows of the panel's width, `a` R rows of the steps, `w` the panel.
+    unsafe {
+        if t.resume {
+            for r in 0..R {
+                for v in 0..N {
+                    acc[r][v] = lanes.load(sums_at::<L>(t, r, column, v).cast());
+                }
+            }
+        }
+        let (mut step, mut prefetch) = (0, t.prefetch);
+        while step < t.steps {
+            let end = t.steps.min(step + PREFETCH_STEPS);
+            for _ in 0..t.prefetch_lines {
+                lanes.prefetch(prefetch);
+                prefetch = prefetch.wrapping_add(64);
+            }
+            while step < end {
+                let (w, a) = at_step::<L, N>(lanes, t, column, step);
+                for r in 0..R {
+                    let a = lanes.splat(a.add(r * t.a_stride));
+                    for v in 0..N {
+                        acc[r][v] = if BF16 {
+                            lanes.dot_bf16(acc[r][v], w[v], a)
+                        } else {
+                            lanes.dot_f32(acc[r][v], w[v], a)
+                        };
+                    }
+                }
+                step += 1;
+            }
+        }
+        for r in 0..R {
+            for v in 0..N {
+                lanes.store(sums_at::<L>(t, r, column, v).cast(), acc[r][v]);
+            }
+        }
+    }
+}
+
+/// Sums each group in i32, starting at -128 times the sum of its activations because weights are
+/// stored 128 too large, then adds it to the f32 sums, which live in memory: in registers they would
+/// leave room for 2 rows only.
+///
+/// # Safety
+/// As [`rows`], and the strip lies in the panel.
+#[inline(always)]
+unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
+    let (mut group, mut step, mut prefetch) = (0, 0, t.prefetch);
+    while step < t.steps {
+        let end = t.steps.min(step + t.group_steps);
+        let mut acc = [[lanes.zero(); N]; R];
+        // SAFETY: as in `float_strip`; scales and offsets are there for every row and group.
+        unsafe {
+            for r in 0..R {
+                acc[r] = [lanes.splat_i32(*t.a_offsets.add(r * t.a_groups + group)); N];
+            }
+            while step < end {
+                let (w, a) = at_step::<L, N>(lanes, t, column, step);
+                for r in 0..R {
+                    let a = lanes.splat(a.add(r * t.a_stride));
+                    for v in 0..N {
+                        acc[r][v] = lanes.dot_int8(acc[r][v], w[v], a);
+                    }
+                }
+                step += 1;
+                if step % PREFETCH_STEPS == 0 {
+                    for _ in 0..t.prefetch_lines {
+                        lanes.prefetch(prefetch);
+                        prefetch = prefetch.wrapping_add(64);
+                    }
+                }
+            }
+            let resume = t.resume || group > 0;
+            for r in 0..R {
+                let a_scale = lanes.splat_f32(*t.a_scales.add(r * t.a_groups + group));
+                for v in 0..N {
+                    let scale = if t.w_scales.is_null() {
+                        a_scale
+                    } else {
+                        let at = group * t.width + column + v * L::LANES;
+                        lanes.mul(a_scale, lanes.load(t.w_scales.add(at).cast()))
+                    };
+                    let sums = sums_at::<L>(t, r, column, v);
+                    let sum = if resume { lanes.load(sums.cast()) } else { lanes.zero() };
+                    lanes.store(sums.cast(), lanes.scaled(sum, acc[r][v], scale));
+                }
+            }
+        }
+        group += 1;
+    }
+}
+
+/// The weights of a step and the activations of the first row.
+///
+/// # Safety
+/// As [`float_strip`], and `step < t.steps`.
+#[inline(always)]
+unsafe fn at_step<L: Dots, const N: usize>(
+    lanes: L,
+    t: &TileArgs,
+    column: usize,
+    step: usize,
+) -> ([L::V; N], *const u8) {
+    let mut w = [lanes.zero(); N];
+    // SAFETY: the step lies in the panel and in the rows of activations.
+    unsafe {
+        let at = t.w.add((step * t.width + column) * 4);
+        for v in 0..N {
+            w[v] = lanes.load(at.add(v * L::LANES * 4));
+        }
+        (w, t.a.add(step * 4))
+    }
+}
+
+/// # Safety
+/// As [`float_strip`], `r < t.rows`, and the vector lies in the panel.
+#[inline(always)]
+unsafe fn sums_at<L: Dots>(t: &TileArgs, r: usize, column: usize, v: usize) -> *mut f32 {
+    // SAFETY: `sums` has `rows` rows of `width` elements.
+    unsafe { t.sums.add(r * t.sums_stride + column + v * L::LANES) }
+}
