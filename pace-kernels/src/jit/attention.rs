@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for 4 rows (and a rest, if the group leaves one):
-//!   scores   4 rows x 64 tokens: head_dim / 2 steps, unrolled, the exact count
+//!   scores   4 rows x 64 tokens (16, 32 or 48 where no more are seen): head_dim / 2 steps, unrolled
 //!            softcap; tokens that are not seen to -inf; softmax on the same 16 registers; P as bf16
 //! for 64 dimensions, the last group as narrow as head_dim asks:
 //!   for 4 rows: O = O shrink + P V over the pairs of tokens that the 4 rows see
@@ -19,7 +19,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
-use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, rax, rbp, rbx, rcx, rdi, rdx, rsi};
+use iced_x86::code_asm::registers::gpr64::{
+    r8, r9, r10, r11, r12, r13, r14, rax, rbp, rbx, rcx, rdi, rdx, rsi,
+};
 use iced_x86::code_asm::registers::k::k1;
 use iced_x86::code_asm::{
     AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, dword_ptr, qword_ptr, word_ptr, xmmword_ptr, zmmword_ptr,
@@ -247,7 +249,7 @@ pub(super) fn generate(key: &AttentionKey) -> Emit<Code> {
         &mut asm,
         &[(r10, offset_of!(Args, p)), (r11, offset_of!(Args, shrink)), (rbx, offset_of!(Args, masks))],
     )?;
-    asm.mov(rdx, qword_ptr(rdi + offset_of!(Args, block)))?;
+    load(&mut asm, &[(rdx, offset_of!(Args, block)), (r14, offset_of!(Args, pairs))])?;
     each_rows(&mut asm, key, |asm, rows| scores(asm, key, rows))?;
     for start in (0..key.width()).step_by(64) {
         load(
@@ -296,7 +298,7 @@ fn each_rows(
 }
 
 /// The probabilities of some rows, and moves every address behind them. rax: queries, rdx: keys, r8: m,
-/// r9: l, r10: P, r11: shrink, rbx: masks. Uses rcx, rsi, r13.
+/// r9: l, r10: P, r11: shrink, rbx: masks, r14: pairs. Uses rcx, rsi, r13, rbp.
 fn scores(asm: &mut Assembler, key: &AttentionKey, rows: usize) -> Emit {
     dots(asm, key, rows)?;
     let (inner, cap) = (ZMM[16], ZMM[17]);
@@ -316,21 +318,40 @@ fn scores(asm: &mut Assembler, key: &AttentionKey, rows: usize) -> Emit {
     asm.add(r8, (4 * rows) as i32)?;
     asm.add(r9, (L_ROW * rows) as i32)?;
     asm.add(r10, (P_ROW * rows) as i32)?;
-    asm.add(r11, (4 * rows) as i32)
+    asm.add(r11, (4 * rows) as i32)?;
+    asm.add(r14, size_of::<[usize; 2]>() as i32)
 }
 
-/// q K^T of some rows with the 64 tokens of the block.
+/// q K^T of some rows with the block's tokens, up to the vector with the last one that they see.
 fn dots(asm: &mut Assembler, key: &AttentionKey, rows: usize) -> Emit {
     for x in &ZMM[..4 * rows] {
         asm.vpxord(*x, *x, *x)?;
     }
+    // The end of the pairs that are seen, 8 to a vector.
+    asm.mov(rbp, qword_ptr(r14))?;
+    asm.add(rbp, qword_ptr(r14 + 8))?;
+    let mut done = asm.create_label();
+    for vectors in 1..4 {
+        let mut more = asm.create_label();
+        asm.cmp(rbp, 8 * vectors as i32)?;
+        asm.ja(more)?;
+        dots_of(asm, key, rows, vectors)?;
+        asm.jmp(done)?;
+        asm.set_label(&mut more)?;
+    }
+    dots_of(asm, key, rows, 4)?;
+    asm.set_label(&mut done)
+}
+
+/// As `dots`, for the first tokens only.
+fn dots_of(asm: &mut Assembler, key: &AttentionKey, rows: usize, vectors: usize) -> Emit {
     asm.mov(rsi, rdx)?;
     asm.mov(r13, rax)?;
     let row_bytes = key.head_dim * size_of::<bf16>();
     let steps = |asm: &mut Assembler, count: usize| -> Emit {
         for step in 0..count {
-            let q = |r: usize| dword_ptr(r13 + r * row_bytes + 4 * step);
-            products(asm, rows, 4, rsi + KEY_LINE * step, q)?;
+            let q = |r: usize| dword_ptr(r13 + (r * row_bytes + 4 * step));
+            products(asm, rows, vectors, rsi + KEY_LINE * step, q)?;
         }
         asm.add(rsi, (KEY_LINE * count) as i32)?;
         asm.add(r13, (4 * count) as i32)
