@@ -1,7 +1,17 @@
 //! What the benches of PACE share: threads, reproducible numbers, the note on the machine, and the rule that a
 //! result is checked before it is timed.
 
-use pace_kernels::{Isa, Kernels, Pool, Scratch};
+#![forbid(unsafe_code)]
+
+pub mod machine;
+pub mod paired;
+pub mod roofline;
+
+use std::convert::Infallible;
+
+use pace_kernels::{
+    ActQuant, GemmCx, Isa, Kernels, PackSpec, PackedWeights, Pool, Scratch, WeightFormat, WeightLayout,
+};
 use pace_ops::OpCx;
 use pace_runtime::platform::ThreadBudget;
 
@@ -25,6 +35,27 @@ impl Bench {
         pool.pin_caller();
         eprintln!("# {} threads ({}), {isa}", pool.threads(), budget.reason);
         Self { pool, kernels, scratch: Scratch::new() }
+    }
+
+    /// What blocked products are called with.
+    pub fn gemm_cx(&self, act_quant: ActQuant) -> GemmCx<'_> {
+        GemmCx { par: self.pool.par(), scratch: &self.scratch, act_quant }
+    }
+
+    /// Random weights `[n, k]` in panels: rows of a short period, so that a large matrix is filled at once.
+    ///
+    /// # Panics
+    /// There is too little memory.
+    pub fn panels(&self, format: WeightFormat, n: usize, k: usize) -> PackedWeights {
+        let period = numbers(n as u64, k + 97);
+        let spec = PackSpec { format, layout: WeightLayout::PANELS };
+        let packed = PackedWeights::pack(spec, n, k, &self.pool.par(), |rows, out| {
+            for (row, out) in rows.zip(out.chunks_exact_mut(k)) {
+                out.copy_from_slice(&period[row % 97..][..k]);
+            }
+            Ok::<(), Infallible>(())
+        });
+        packed.expect("the bench's weights fit the memory")
     }
 
     /// What operators are called with.

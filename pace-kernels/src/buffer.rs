@@ -2,14 +2,14 @@
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::Element;
 
+mod huge_pages;
+
 /// 2 MiB: the huge page of x86-64 and AArch64, and the size from which a buffer is mapped.
 const HUGE_PAGE: usize = 2 << 20;
-
-/// A cache line, the alignment of small buffers.
-const LINE: usize = 64;
 
 /// Whether to ask the kernel for huge pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,9 @@ pub struct OutOfMemory {
 }
 
 impl Buffer {
+    /// A cache line, the alignment of small buffers.
+    pub(crate) const LINE: usize = 64;
+
     /// `bytes` zeroed bytes.
     ///
     /// # Errors
@@ -61,7 +64,27 @@ impl Buffer {
             HugePages::Always => bytes > 0,
             HugePages::Never => false,
         };
-        if bytes >= HUGE_PAGE || huge { map(bytes, huge) } else { allocate(bytes, LINE) }
+        if bytes >= HUGE_PAGE || huge { map(bytes, huge) } else { allocate(bytes, Self::LINE) }
+    }
+
+    /// `bytes` bytes of a region from `start` on, a multiple of a cache line. The region lives as long.
+    ///
+    /// # Safety
+    /// The bytes lie in the region, and no one else reads or writes them while the buffer lives.
+    pub(crate) unsafe fn part(region: Arc<Self>, start: usize, bytes: usize) -> Self {
+        debug_assert!(start.is_multiple_of(Self::LINE) && start + bytes <= region.len);
+        // SAFETY: passed on to the caller.
+        let ptr = unsafe { region.ptr.add(start) };
+        Self { ptr, len: bytes, owner: Owner::Region { _alive: region }, marker: PhantomData }
+    }
+
+    /// The part of this buffer's memory that lies in huge pages, from 0 to 1, for reports: it reads the
+    /// kernel's list of all mappings. Memory that was never written counts for nothing.
+    ///
+    /// The kernel counts by mapping and merges mappings that lie next to each other, so that the figure
+    /// of a buffer includes its neighbours. `None` without memory, and on systems other than Linux.
+    pub fn huge_share(&self) -> Option<f64> {
+        huge_pages::share(self.ptr.addr().get()..self.ptr.addr().get() + self.len)
     }
 
     /// Size in bytes.
@@ -91,7 +114,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         match self.owner {
-            Owner::Nobody => {}
+            Owner::Nobody | Owner::Region { .. } => {}
             // SAFETY: `ptr` came from `alloc_zeroed` with this layout and was not freed before.
             Owner::Allocator(layout) => unsafe { std::alloc::dealloc(self.ptr.as_ptr(), layout) },
             #[cfg(target_os = "linux")]
@@ -113,6 +136,10 @@ unsafe impl Sync for Buffer {}
 enum Owner {
     Nobody,
     Allocator(std::alloc::Layout),
+    /// A part of a larger buffer.
+    Region {
+        _alive: Arc<Buffer>,
+    },
     #[cfg(target_os = "linux")]
     Mapping(usize),
 }
@@ -181,7 +208,7 @@ mod tests {
         for hugepages in [HugePages::Auto, HugePages::Always, HugePages::Never] {
             for bytes in [0, 1, 63, 4096, HUGE_PAGE - 1, HUGE_PAGE, 3 * HUGE_PAGE + 5] {
                 let mut buffer = Buffer::zeroed(bytes, Placement { hugepages }).unwrap();
-                let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { LINE };
+                let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { Buffer::LINE };
                 assert_eq!(buffer.as_slice::<f32>().as_ptr() as usize % align, 0);
                 assert_eq!((buffer.len(), buffer.is_empty()), (bytes, bytes == 0));
                 assert!(buffer.as_slice::<f32>().iter().all(|&x| x == 0.0));
@@ -189,6 +216,21 @@ mod tests {
                 assert_eq!(buffer.as_slice::<f32>(), vec![1.5; bytes / 4]);
             }
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn huge_pages_are_reported() {
+        let share = |hugepages| {
+            // Large, so that neighbours in the same mapping count little.
+            let mut buffer = Buffer::zeroed(64 << 20, Placement { hugepages }).unwrap();
+            buffer.as_mut_slice::<f32>().fill(1.0);
+            buffer.huge_share().unwrap()
+        };
+        assert!(share(HugePages::Never) < 0.5);
+        // The system may refuse them; what it says is in range all the same.
+        assert!((0.0..=1.0).contains(&share(HugePages::Always)));
+        assert_eq!(Buffer::zeroed(0, Placement::default()).unwrap().huge_share(), None);
     }
 
     #[test]

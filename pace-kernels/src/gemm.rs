@@ -21,7 +21,7 @@ pub use self::epilogue::Epilogue;
 use self::epilogue::{RowEpilogue, RowMut};
 use self::generated::Generated;
 use self::input::{Form, Input};
-use self::tile::{MAX_ROWS, TileArgs, TileKind};
+use self::tile::{MAX_ROWS, PREFETCH_STEPS, TileArgs, TileKind};
 use crate::weights::Panels;
 use crate::{ActMut, ActRef, Kernels, PackedWeights, Par, Scratch, WeightFormat};
 
@@ -226,7 +226,7 @@ impl Product<'_> {
         }
         let tiles = block_rows.div_ceil(MAX_ROWS);
         let share = steps.len() * self.panels.width * 4 / tiles / 64 * 64;
-        (share, (share / 64).div_ceil(steps.len().div_ceil(16).max(1)))
+        (share, (share / 64).div_ceil(steps.len().div_ceil(PREFETCH_STEPS)))
     }
 
     /// What all tiles of a block of steps have in common.

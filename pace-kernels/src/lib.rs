@@ -3,7 +3,7 @@
 //! # Tour
 //! - [`Isa`] and [`Kernels`]: what the CPU can run, found at run time; every kernel is a method of
 //!   the handle that proves it.
-//! - [`MatRef`], [`MatMut`], [`ActRef`], [`ActMut`]: borrowed matrices. [`ActBuf`], [`Buffer`],
+//! - [`MatRef`], [`MatMut`], [`ActRef`], [`ActMut`]: borrowed matrices. [`ActBuf`], [`Buffer`], [`Arena`],
 //!   [`Scratch`]: memory.
 //! - [`Pool`] and [`Par`]: threads.
 //! - [`PackedWeights`]: a weight matrix, packed once.
@@ -13,6 +13,7 @@
 
 mod activation;
 mod arch;
+mod arena;
 mod attention;
 mod buffer;
 mod convert;
@@ -41,6 +42,7 @@ mod tests;
 pub use half::{bf16, f16};
 
 pub use crate::activation::{Activation, UnknownActivation};
+pub use crate::arena::Arena;
 pub use crate::attention::{
     AttentionParams, AttentionPlan, AttentionSegment, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun, KvSource,
 };

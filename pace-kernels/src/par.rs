@@ -3,7 +3,9 @@
 //! A [`Pool`] owns threads; [`Par`] is the handle that is passed down. None of its methods
 //! allocates. Work is handed out by atomic counters, so a slow core gets less of it.
 
+mod barrier;
 mod pool;
+mod sync;
 mod tiles;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

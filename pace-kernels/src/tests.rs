@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod barrier;
 mod convert;
 mod embed;
 mod gemm;

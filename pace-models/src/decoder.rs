@@ -32,8 +32,8 @@ impl Decoder {
     /// `progress` is called with the number of weights just packed, from any thread.
     ///
     /// # Errors
-    /// A tensor is missing, misshapen, unreadable or holds NaN or infinity; an operator has no such backend; there
-    /// is no memory.
+    /// A tensor is missing, misshapen, unreadable or (unless the options allow it) holds what no model does; a file
+    /// was changed meanwhile; an operator has no such backend; there is no memory.
     pub fn load(
         source: &dyn WeightSource,
         arch: Architecture,
@@ -52,12 +52,14 @@ impl Decoder {
             loader.matrix(&[Role::LmHead], spec.hidden)?
         };
         let layers = (0..spec.n_layers).map(|i| Layer::load(&loader, i)).collect::<Result<_, _>>()?;
+        let final_norm = Norm::rms(loader.vector(&[Role::FinalNorm])?, spec.norm_eps, ops.norm)?;
+        source.check_unchanged()?;
         Ok(Self {
             spec: spec.clone(),
             activations: options.activations,
             embedding: Embedding::new(embedding),
             layers,
-            final_norm: Norm::rms(loader.vector(&[Role::FinalNorm])?, spec.norm_eps, ops.norm)?,
+            final_norm,
             lm_head: LmHead::new(lm_head, ops.lm_head)?,
             rope: Rope::new(spec.head_dim, ops.rope)?,
             frequencies: RopeFrequencies::new(&spec.rope, spec.head_dim),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::ModelError;
@@ -31,6 +32,33 @@ pub fn open_regular(path: &Path) -> Result<(File, u64), ModelError> {
         return Err(refuse(&opened));
     }
     Ok((file, opened.len()))
+}
+
+/// What an open file was like: a checkpoint is read over seconds or minutes, and must be one and the same throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    /// The file as it is now.
+    pub(crate) fn of(path: &Path, file: &File) -> Result<Self, ModelError> {
+        let meta = file.metadata().map_err(|e| ModelError::io(path, e))?;
+        Ok(Self { bytes: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
+    }
+
+    /// Whether the file still is what it was.
+    pub(crate) fn check(self, path: &Path, file: &File) -> Result<(), ModelError> {
+        if Self::of(path, file)? == self {
+            return Ok(());
+        }
+        Err(ModelError::file(
+            path,
+            "was changed while the model was loaded; load it again once it is complete",
+        ))
+    }
 }
 
 /// Reads a whole regular file of at most `limit` bytes.

@@ -20,6 +20,9 @@ pub struct LoadOptions {
     pub activations: DType,
     /// One backend per operator.
     pub operators: OperatorConfig,
+    /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
+    /// damaged or was never finished, so it is refused by default.
+    pub allow_nonfinite: bool,
 }
 
 /// What loading needs at every step. `progress` is called with the number of weights just packed, from any thread.
@@ -44,7 +47,6 @@ impl TensorLoader<'_> {
                 if from < to {
                     let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
                     self.read_rows(part, from - part.rows.start, k, slice)?;
-                    part.look_for_weights(slice);
                 }
             }
             (self.progress)(out.len());
@@ -71,14 +73,13 @@ impl TensorLoader<'_> {
             out.resize(start + part.rows.len(), 0.0);
             if let Some(head_dim) = part.permuted_heads {
                 let mut stored = vec![0.0; part.rows.len()];
-                self.source.read_f32(&part.name, 0, &mut stored)?;
+                self.read(&part, 0, &mut stored)?;
                 for (row, value) in out[start..].iter_mut().enumerate() {
                     *value = stored[unpermute_row(row, head_dim)];
                 }
             } else {
-                self.source.read_f32(&part.name, 0, &mut out[start..])?;
+                self.read(&part, 0, &mut out[start..])?;
             }
-            part.look_for_weights(&out[start..]);
             self.refuse_zeros(&part)?;
             (self.progress)(part.rows.len());
         }
@@ -112,7 +113,7 @@ impl TensorLoader<'_> {
 
     /// A tensor of zeros is what remains of one that was never written.
     fn refuse_zeros(&self, part: &Part) -> Result<(), ModelError> {
-        if part.has_weights.load(Ordering::Relaxed) {
+        if self.options.allow_nonfinite || part.has_weights.load(Ordering::Relaxed) {
             return Ok(());
         }
         let what = "holds nothing but zeros; the file is damaged or was never finished";
@@ -123,14 +124,39 @@ impl TensorLoader<'_> {
     /// them.
     fn read_rows(&self, part: &Part, first: usize, k: usize, out: &mut [f32]) -> Result<(), ModelError> {
         let Some(head_dim) = part.permuted_heads else {
-            return self.source.read_f32(&part.name, first * k, out);
+            return self.read(part, first * k, out);
         };
         for (i, row) in out.chunks_exact_mut(k).enumerate() {
-            self.source.read_f32(&part.name, unpermute_row(first + i, head_dim) * k, row)?;
+            self.read(part, unpermute_row(first + i, head_dim) * k, row)?;
+        }
+        Ok(())
+    }
+
+    /// Reads elements of `part` from `start` on, and refuses what no model holds.
+    fn read(&self, part: &Part, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        if self.options.allow_nonfinite {
+            return self.source.read_any_f32(&part.name, start, out);
+        }
+        self.source.read_f32(&part.name, start, out)?;
+        // Finite numbers without their sign are ordered as their bits are; the loop has no branches.
+        let largest = out.iter().fold(0, |largest, x| x.abs().to_bits().max(largest));
+        if largest > 0 {
+            part.has_weights.store(true, Ordering::Relaxed);
+        }
+        if largest >= ABSURD.to_bits()
+            && let Some(at) = out.iter().position(|x| x.abs() >= ABSURD)
+        {
+            let (at, number) = (start + at, out[at]);
+            let what =
+                format!("element {at} is {number:e}; weights are far below {ABSURD:e}, the file is damaged");
+            return Err(ModelError::tensor(self.source.path(&part.name), part.name.as_str(), what));
         }
         Ok(())
     }
 }
+
+/// No weight comes near this: sums of its products with activations would leave what f32 can hold.
+const ABSURD: f32 = 1e18;
 
 /// A tensor's place among the rows of a fused matrix.
 struct Part {
@@ -140,14 +166,6 @@ struct Part {
     permuted_heads: Option<usize>,
     /// Whether a number other than 0 has been seen, or need not be there.
     has_weights: AtomicBool,
-}
-
-impl Part {
-    fn look_for_weights(&self, numbers: &[f32]) {
-        if numbers.iter().any(|&x| x != 0.0) {
-            self.has_weights.store(true, Ordering::Relaxed);
-        }
-    }
 }
 
 const fn is_query_or_key(role: Role) -> bool {

@@ -52,4 +52,27 @@ pub trait WeightSource: Send + Sync {
     /// The tensor is unknown, the range leaves it, the file cannot be read or has changed, or a number is NaN
     /// or infinite.
     fn read_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError>;
+
+    /// As [`read_f32`](Self::read_f32), but lets NaN and infinities pass.
+    ///
+    /// # Errors
+    /// All others of [`read_f32`](Self::read_f32).
+    fn read_any_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        self.read_f32(name, start, out)
+    }
+
+    /// Checks that the files still are what they were when they were opened.
+    ///
+    /// # Errors
+    /// One was written to since.
+    fn check_unchanged(&self) -> Result<(), ModelError> {
+        Ok(())
+    }
+}
+
+/// The first NaN or infinity. The common answer, none, comes from a loop without branches.
+fn first_not_finite(numbers: &[f32]) -> Option<usize> {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let largest = numbers.iter().fold(0, |largest, x| (x.to_bits() & EXPONENT).max(largest));
+    if largest < EXPONENT { None } else { numbers.iter().position(|x| !x.is_finite()) }
 }

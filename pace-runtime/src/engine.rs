@@ -63,7 +63,12 @@ impl EngineConfig {
             pin: budget.whole,
             cpus: budget.cpus,
             isa: Isa::from_env()?,
-            load: LoadOptions { weights, activations, operators: OperatorConfig::default() },
+            load: LoadOptions {
+                weights,
+                activations,
+                operators: OperatorConfig::default(),
+                allow_nonfinite: false,
+            },
             kv_dtype: activations,
             kv_cache: KvCacheKind::default(),
         })

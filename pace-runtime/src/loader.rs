@@ -118,7 +118,8 @@ impl ModelFiles {
     /// Packs the weights on the threads of `par`.
     ///
     /// # Errors
-    /// A tensor is missing, misshapen, unreadable or holds NaN or infinity; there is no memory.
+    /// A tensor is missing, misshapen, unreadable or (unless the options allow it) holds NaN or infinity; a file was
+    /// changed meanwhile; there is no memory.
     pub fn load(
         &self,
         options: LoadOptions,

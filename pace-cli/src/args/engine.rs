@@ -19,6 +19,9 @@ pub(crate) struct EngineArgs {
     /// Threads [default: one a core, within affinity mask and CPU quota].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) threads: Option<u16>,
+    /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.
+    #[arg(long)]
+    pub(crate) allow_nonfinite: bool,
 }
 
 /// `--dtype`.
@@ -44,7 +47,8 @@ impl EngineArgs {
             WeightChoice::F32 => DType::F32,
             WeightChoice::Auto | WeightChoice::Bf16 => DType::Bf16,
         };
-        let config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
+        let mut config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
+        config.load.allow_nonfinite = self.allow_nonfinite;
         Ok(match self.kv_dtype {
             Some(KvChoice::F32) => EngineConfig { kv_dtype: DType::F32, ..config },
             Some(KvChoice::Bf16) => EngineConfig { kv_dtype: DType::Bf16, ..config },

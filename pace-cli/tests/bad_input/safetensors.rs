@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::common::{Outcome, copy};
+use super::common::{Outcome, copy, pace};
 use super::generate;
 
 const NORM: &str = "model.layers.1.input_layernorm.weight";
@@ -171,6 +171,27 @@ fn weights_that_are_no_numbers_are_named() {
             poisoned.run().assert_refused(3, &["model.safetensors", tensor, word, "finite"]);
         }
     }
+}
+
+#[test]
+fn damaged_weights_are_loaded_on_request() {
+    let run = |bits: u16, flags: &[&str]| {
+        let mut damaged = Checkpoint::new();
+        let [from, end] = damaged.offsets(K_PROJ);
+        let halves = (end - from) / 2;
+        damaged.data[from..end].copy_from_slice(&bits.to_le_bytes().repeat(halves));
+        let length = (damaged.header.len() as u64).to_le_bytes();
+        fs::write(damaged.path(), [&length, damaged.header.as_bytes(), &damaged.data].concat()).unwrap();
+        let model = damaged.dir.path().to_str().unwrap();
+        pace(&[&["generate", "-m", model, "--prompt-tokens", "1,2", "-n", "2"], flags].concat())
+    };
+    for (bits, word) in [(0, "zeros"), (0x7fc0, "NaN"), (0x7f7f, "3.3895314e38")] {
+        run(bits, &[]).assert_refused(3, &[K_PROJ, word]);
+    }
+    // Equal keys: every token sees the mean of all.
+    run(0, &["--allow-nonfinite"]).text();
+    // It loads; what it then says is no number.
+    run(0x7fc0, &["--allow-nonfinite"]).assert_refused(3, &["every logit is NaN"]);
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn the_token_of_a_login_goes_to_the_hub_and_nowhere_else() {
         let with_token = request.headers.iter().any(|line| line.starts_with("authorization"));
         if with_token { Answer { status: "400 Bad Request", ..answer } } else { answer }
     });
-    let storage = elsewhere.endpoint.clone();
+    let storage = elsewhere.endpoint;
     let world = World::with_hub(move |request, answer| {
         if !request.headers.iter().any(|line| *line == format!("authorization: bearer {TOKEN}")) {
             return Answer { status: "401 Unauthorized", ..answer };

@@ -23,7 +23,7 @@ fn every_command_has_help_with_an_example() {
 fn commands_that_run_a_model_take_the_same_flags() {
     for command in ["generate", "chat", "score", "bench"] {
         let help = pace(&[command, "--help"]).text().to_owned();
-        for flag in ["--model", "--dtype", "--kv-dtype", "--threads"] {
+        for flag in ["--model", "--dtype", "--kv-dtype", "--threads", "--allow-nonfinite"] {
             assert!(help.contains(flag), "{command} {flag}");
         }
     }

@@ -10,10 +10,10 @@
 //! Multiplication" (2008); batch-reduce over blocks as in Georganas et al., "Tensor Processing
 //! Primitives" (2021).
 
-use crate::gemm::tile::{Dots, TileArgs, TileKind};
+// The loops run over registers, which indices name.
+#![allow(clippy::needless_range_loop)]
 
-/// Steps between two rounds of prefetching.
-const PREFETCH_STEPS: usize = 16;
+use crate::gemm::tile::{Dots, PREFETCH_STEPS, TileArgs, TileKind};
 
 /// Computes a tile.
 ///

@@ -37,7 +37,7 @@ use iced_x86::code_asm::{
 use super::assembler::{Assembler, Code, Emit, ZMM};
 use super::epilogue::{self, Frame};
 use super::key::{Operands, TileKey};
-use crate::gemm::tile::TileArgs;
+use crate::gemm::tile::{PREFETCH_STEPS, TileArgs};
 
 /// The most vectors of sums: what is left beside a panel line of 4 and 2 activations, rounded to rows.
 const SUMS: usize = 24;
@@ -237,7 +237,7 @@ impl Strip<'_> {
         if count == 0 {
             return Ok(());
         }
-        let lines = (self.key.prefetch * count).div_ceil(16);
+        let lines = (self.key.prefetch * count).div_ceil(PREFETCH_STEPS);
         for step in 0..count {
             // Spread over the steps, so that they do not crowd out the loads that are waited for.
             for line in (lines * step).div_ceil(count)..(lines * (step + 1)).div_ceil(count) {

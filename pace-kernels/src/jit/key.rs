@@ -6,6 +6,7 @@ use std::str::FromStr;
 use super::assembler::{Code, Emit};
 use super::attention::{self, AttentionKey};
 use super::brgemm;
+use crate::gemm::tile::PREFETCH_STEPS;
 use crate::{Activation, DType, Isa};
 
 /// What a kernel is generated for.
@@ -62,8 +63,8 @@ impl FromStr for KernelKey {
 /// The most rows of a tile.
 pub(super) const MAX_ROWS: usize = 8;
 
-/// The most lines of a prefetch for every 16 steps: one for each that they read.
-const MAX_PREFETCH: usize = 64;
+/// The most lines of a prefetch for a round of steps: one for each that they read.
+const MAX_PREFETCH: usize = 4 * PREFETCH_STEPS;
 
 /// Everything that a tile is generated for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,7 +76,7 @@ pub(crate) struct TileKey {
     pub(crate) width: usize,
     /// Steps of the K block: pairs (bf16) or quads (int8) of k.
     pub(crate) steps: usize,
-    /// Cache lines of `TileArgs::prefetch` for every 16 steps.
+    /// Cache lines of `TileArgs::prefetch` for every [`PREFETCH_STEPS`] steps.
     pub(crate) prefetch: usize,
     /// What happens to the sums after the last K block; none: they stay in `sums`.
     pub(crate) epilogue: Option<TileEpilogue>,

@@ -1,23 +1,21 @@
 //! A fork-join pool.
 //!
-//! The thread that opens a region is its member 0; each worker is one of the others. A region is
-//! published by an epoch counter. Workers spin on it for a bounded time and then park, so that a
-//! hot region costs well below a microsecond, and an idle engine or a machine with fewer cores
-//! than threads costs nothing. Both sides of "sleep or wake" write their own flag and then read
-//! the other's, sequentially consistent, so that no wake-up is lost; flags are only ever cleared by
-//! the thread that sleeps, so that a late waker can wake it once too often but never unsubscribe it.
+//! The thread that opens a region is its member 0; each worker is one of the others. How they start
+//! together and wait for each other is the barrier's business: a hot region costs well below a
+//! microsecond, and an idle engine or a machine with fewer cores than threads costs nothing.
 
 use std::any::Any;
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
-use std::time::{Duration, Instant};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::Par;
+use super::barrier::Barrier;
 
 /// A fixed set of threads that run regions together with the thread that calls.
 ///
@@ -175,11 +173,16 @@ impl Pool {
     fn region(&self, prepare: impl FnOnce(), f: &(dyn Fn(usize) + Sync)) {
         let turn = lock(&self.region);
         prepare();
-        self.shared.publish(f, &self.workers);
+        let job: *const (dyn Fn(usize) + Sync + '_) = f;
+        // SAFETY: only the lifetime changes. This function does not return before all workers have
+        // finished with the closure, not even by a panic.
+        let job = Job(unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), ErasedFn>(job) });
+        // SAFETY: the lock lets one caller in at a time, and each waits for the end of its region.
+        unsafe { self.shared.barrier.start(Some(job), self.workers.iter().map(JoinHandle::thread)) };
         IN_REGION.set(true);
         let own = catch_unwind(AssertUnwindSafe(|| f(0)));
         IN_REGION.set(false);
-        self.shared.wait_for_workers(self.workers.len());
+        self.shared.barrier.wait();
         let others = lock(&self.shared.panic).take();
         drop(turn);
         if let Some(panic) = own.err().or(others) {
@@ -190,8 +193,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.wake(&self.workers);
+        // SAFETY: nobody else has the pool any more, so no region is open.
+        unsafe { self.shared.barrier.start(None, self.workers.iter().map(JoinHandle::thread)) };
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its regions; there is nothing to hear from it.
             let _ = worker.join();
@@ -214,77 +217,31 @@ thread_local! {
 #[repr(align(128))]
 struct Padded<T>(T);
 
-/// What a region runs. The lifetime is erased; see `Shared::publish`.
-type Job = *const (dyn Fn(usize) + Sync);
+/// What a region runs, with its lifetime erased; see `Pool::region`.
+type ErasedFn = *const (dyn Fn(usize) + Sync);
+
+#[derive(Clone, Copy)]
+struct Job(ErasedFn);
+
+// SAFETY: the closure is Sync, so any thread may call it; it lives while the job is used.
+unsafe impl Send for Job {}
 
 struct Shared {
-    /// Counts regions; a change tells the workers to run `job`.
-    epoch: Padded<AtomicUsize>,
-    /// Workers that have finished the current region.
-    finished: Padded<AtomicUsize>,
-    /// For each member, whether it sleeps or is about to.
-    asleep: Box<[Padded<AtomicBool>]>,
-    job: UnsafeCell<Option<Job>>,
-    stop: AtomicBool,
-    /// The thread that sleeps until all workers are done.
-    caller: Mutex<Option<Thread>>,
+    barrier: Barrier<Job>,
+    /// The first panic of a worker in this region.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     pinned: AtomicUsize,
     caller_pinned: AtomicBool,
-    spin: Duration,
 }
-
-// SAFETY: `job` is written by the thread that holds the region lock while no worker is in a region,
-// and read by workers after they have seen the epoch change that follows the write; the closure it
-// points to is Sync. Everything else is Sync by itself.
-unsafe impl Sync for Shared {}
-// SAFETY: the raw pointer in `job` is only used during a region, as above.
-unsafe impl Send for Shared {}
 
 impl Shared {
     fn new(threads: usize, spin: Duration) -> Self {
         Self {
-            epoch: Padded(AtomicUsize::new(0)),
-            finished: Padded(AtomicUsize::new(0)),
-            asleep: (0..threads).map(|_| Padded(AtomicBool::new(false))).collect(),
-            job: UnsafeCell::new(None),
-            stop: AtomicBool::new(false),
-            caller: Mutex::new(None),
+            barrier: Barrier::new(threads - 1, spin),
             panic: Mutex::new(None),
             pinned: AtomicUsize::new(0),
             caller_pinned: AtomicBool::new(false),
-            spin,
         }
-    }
-
-    fn publish(&self, f: &(dyn Fn(usize) + Sync), workers: &[JoinHandle<()>]) {
-        let job: *const (dyn Fn(usize) + Sync + '_) = f;
-        // SAFETY: only the lifetime changes. `region` does not return before all workers have
-        // finished with the closure, not even by a panic.
-        let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
-        // SAFETY: no worker is in a region, so nobody reads `job`; the region lock excludes writers.
-        unsafe { *self.job.get() = Some(job) };
-        self.finished.0.store(0, Ordering::Relaxed);
-        self.wake(workers);
-    }
-
-    /// Starts the next epoch and wakes the workers that sleep.
-    fn wake(&self, workers: &[JoinHandle<()>]) {
-        self.epoch.0.fetch_add(1, Ordering::SeqCst);
-        for (worker, asleep) in workers.iter().zip(&self.asleep[1..]) {
-            if asleep.0.load(Ordering::SeqCst) {
-                worker.thread().unpark();
-            }
-        }
-    }
-
-    fn wait_for_workers(&self, workers: usize) {
-        let done = || self.finished.0.load(Ordering::SeqCst) == workers;
-        if spin_until(self.spin, done) {
-            return;
-        }
-        *lock(&self.caller) = Some(thread::current());
-        sleep_until(&self.asleep[0].0, done);
     }
 
     /// A worker's life.
@@ -293,70 +250,16 @@ impl Shared {
         if cpu.is_some_and(pin_current_thread) {
             self.pinned.fetch_add(1, Ordering::Relaxed);
         }
-        let mut epoch = 0;
-        loop {
-            let changed = || self.epoch.0.load(Ordering::SeqCst) != epoch;
-            if !spin_until(self.spin, changed) {
-                sleep_until(&self.asleep[member].0, changed);
+        let mut seen = 0;
+        while let Some(Job(job)) = self.barrier.next(member, &mut seen) {
+            // SAFETY: the closure outlives the region (see `Pool::region`).
+            let job = unsafe { &*job };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(member))) {
+                lock(&self.panic).get_or_insert(panic);
             }
-            // A region waits for every worker, so exactly one epoch has begun.
-            epoch = epoch.wrapping_add(1);
-            if self.stop.load(Ordering::Relaxed) {
-                return;
-            }
-            self.take_part(member);
-            self.finish();
+            self.barrier.finish();
         }
     }
-
-    fn take_part(&self, member: usize) {
-        // SAFETY: the epoch has changed, so `job` was written before and is not written again
-        // until this worker has finished.
-        let Some(job) = (unsafe { *self.job.get() }) else { return };
-        // SAFETY: the closure outlives the region (see `publish`).
-        let job = unsafe { &*job };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(member))) {
-            lock(&self.panic).get_or_insert(panic);
-        }
-    }
-
-    fn finish(&self) {
-        let workers = self.asleep.len() - 1;
-        if self.finished.0.fetch_add(1, Ordering::SeqCst) + 1 == workers
-            && self.asleep[0].0.load(Ordering::SeqCst)
-            && let Some(caller) = lock(&self.caller).as_ref()
-        {
-            caller.unpark();
-        }
-    }
-}
-
-/// Spins until `done`, or returns false after the time is up.
-fn spin_until(limit: Duration, done: impl Fn() -> bool) -> bool {
-    /// Looks between two readings of the clock, about 1 to 3 microseconds apart.
-    const LOOKS: usize = 64;
-    let mut start = None;
-    loop {
-        for _ in 0..LOOKS {
-            if done() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        let now = Instant::now();
-        if now.duration_since(*start.get_or_insert(now)) >= limit {
-            return false;
-        }
-    }
-}
-
-/// Sleeps until `done`. The other side makes it true first and then unparks if `asleep` is set.
-fn sleep_until(asleep: &AtomicBool, done: impl Fn() -> bool) {
-    asleep.store(true, Ordering::SeqCst);
-    while !done() {
-        thread::park();
-    }
-    asleep.store(false, Ordering::SeqCst);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

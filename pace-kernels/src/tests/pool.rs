@@ -1,6 +1,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use half::bf16;
@@ -210,6 +210,29 @@ fn sleepers_are_always_woken() {
         pool.par().run(|_| _ = total.fetch_add(1, Ordering::Relaxed));
     }
     assert_eq!(total.into_inner(), 20_000);
+}
+
+#[test]
+fn a_core_that_another_thread_takes_delays_regions_but_never_stops_them() {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // A pool of its own pins this thread to the CPU that the worker below wants.
+            Pool::new(&[1]).unwrap().pin_caller();
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        for spin in [Duration::ZERO, PoolOptions::default().spin] {
+            let pool = Pool::with_options(&[0, 1], PoolOptions { spin }).unwrap();
+            let total = AtomicUsize::new(0);
+            for _ in 0..50 {
+                pool.par().run(|_| _ = total.fetch_add(1, Ordering::Relaxed));
+            }
+            assert_eq!(total.into_inner(), 100);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

@@ -26,8 +26,9 @@ use self::directory::{Directory, Extent};
 use self::quant::GgmlType;
 use self::reader::Fault;
 use self::split::Part;
-use super::{Naming, TensorInfo, WeightSource};
+use super::{Naming, TensorInfo, WeightSource, first_not_finite};
 use crate::ModelError;
+use crate::file::Stamp;
 
 /// An open GGUF file, or all files of a model that is split (`NAME-00001-of-00003.gguf`).
 #[derive(Debug)]
@@ -44,6 +45,7 @@ pub struct GgufFile {
 struct Shard {
     path: PathBuf,
     file: File,
+    stamp: Stamp,
 }
 
 /// Where a tensor's data lie.
@@ -64,13 +66,13 @@ impl GgufFile {
     /// part that its name says, or contradicts the first one. The error names the file and the field or the
     /// tensor.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let (Part { path, file, directory }, rest) = split::open(path)?;
+        let (Part { path, file, stamp, directory }, rest) = split::open(path)?;
         let Directory { metadata, tensors, extents } = directory;
         let (shards, places, by_name) = (Vec::new(), Vec::new(), HashMap::new());
         let mut model = Self { metadata, shards, tensors: Vec::new(), places, by_name };
-        model.add(Shard { path, file }, tensors, extents)?;
-        for Part { path, file, directory } in rest {
-            model.add(Shard { path, file }, directory.tensors, directory.extents)?;
+        model.add(Shard { path, file, stamp }, tensors, extents)?;
+        for Part { path, file, stamp, directory } in rest {
+            model.add(Shard { path, file, stamp }, directory.tensors, directory.extents)?;
         }
         Ok(model)
     }
@@ -126,6 +128,30 @@ impl GgufFile {
         }
         Ok((place, dequantise))
     }
+
+    /// [`WeightSource::read_f32`], or if not `finite` [`WeightSource::read_any_f32`].
+    fn read(&self, name: &str, start: usize, out: &mut [f32], finite: bool) -> Result<(), ModelError> {
+        let (&Place { shard, ref extent }, dequantise) = self.find(name, start, out.len())?;
+        let Shard { path, file, .. } = &self.shards[shard];
+        let GgmlType { block_len, block_bytes, .. } = *extent.kind;
+        let bytes_of = |elements: usize| elements / block_len * block_bytes;
+        let step = CHUNK_BYTES / block_bytes * block_len;
+        let mut buffer = vec![0; bytes_of(step.min(out.len()))];
+        let mut done = start;
+        for part in out.chunks_mut(step) {
+            let bytes = &mut buffer[..bytes_of(part.len())];
+            let position = extent.start + bytes_of(done) as u64;
+            let read = file.read_exact_at(bytes, position);
+            read.map_err(|source| Fault::Io(source).in_tensor(path, name))?;
+            dequantise(bytes, part);
+            if let Some(at) = first_not_finite(part).filter(|_| finite) {
+                let what = format!("element {} is {}; finite numbers are right", done + at, part[at]);
+                return Err(ModelError::tensor(path, name, what));
+            }
+            done += part.len();
+        }
+        Ok(())
+    }
 }
 
 impl WeightSource for GgufFile {
@@ -149,38 +175,20 @@ impl WeightSource for GgufFile {
     }
 
     fn read_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
-        let (&Place { shard, ref extent }, dequantise) = self.find(name, start, out.len())?;
-        let Shard { path, file } = &self.shards[shard];
-        let GgmlType { block_len, block_bytes, .. } = *extent.kind;
-        let bytes_of = |elements: usize| elements / block_len * block_bytes;
-        let step = CHUNK_BYTES / block_bytes * block_len;
-        let mut buffer = vec![0; bytes_of(step.min(out.len()))];
-        let mut done = start;
-        for part in out.chunks_mut(step) {
-            let bytes = &mut buffer[..bytes_of(part.len())];
-            let position = extent.start + bytes_of(done) as u64;
-            let read = file.read_exact_at(bytes, position);
-            read.map_err(|source| Fault::Io(source).in_tensor(path, name))?;
-            dequantise(bytes, part);
-            if let Some(at) = first_not_finite(part) {
-                let what = format!("element {} is {}; finite numbers are right", done + at, part[at]);
-                return Err(ModelError::tensor(path, name, what));
-            }
-            done += part.len();
-        }
-        Ok(())
+        self.read(name, start, out, true)
+    }
+
+    fn read_any_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        self.read(name, start, out, false)
+    }
+
+    fn check_unchanged(&self) -> Result<(), ModelError> {
+        self.shards.iter().try_for_each(|shard| shard.stamp.check(&shard.path, &shard.file))
     }
 }
 
 /// Bytes read at a time: a temporary of every reading thread.
 const CHUNK_BYTES: usize = 256 << 10;
-
-/// The first NaN or infinity. The common answer, none, comes from a loop without branches.
-fn first_not_finite(numbers: &[f32]) -> Option<usize> {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let largest = numbers.iter().fold(0, |largest, x| (x.to_bits() & EXPONENT).max(largest));
-    if largest < EXPONENT { None } else { numbers.iter().position(|x| !x.is_finite()) }
-}
 
 #[cfg(test)]
 mod tests;

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use crate::ModelError;
-use crate::file::open_regular;
+use crate::file::{Stamp, open_regular};
 
-use super::{Naming, TensorInfo, WeightSource};
+use super::{Naming, TensorInfo, WeightSource, first_not_finite};
 use dtype::Dtype;
 use header::Tensors;
 
@@ -43,6 +43,7 @@ pub struct SafetensorsSource {
 struct Shard {
     path: PathBuf,
     file: File,
+    stamp: Stamp,
     /// Where the data section begins, in bytes.
     data_start: u64,
 }
@@ -80,8 +81,9 @@ impl SafetensorsSource {
         let mut shards = Vec::with_capacity(paths.len());
         for (shard, path) in (0..).zip(paths) {
             let (file, len) = open_regular(&path)?;
+            let stamp = Stamp::of(&path, &file)?;
             let data_start = header::read(&path, &file, len, shard, &mut tensors)?;
-            shards.push(Shard { path, file, data_start });
+            shards.push(Shard { path, file, stamp, data_start });
         }
         let by_name = tensors.sorted_by_name();
         let source = Self { root, shards, tensors, by_name };
@@ -135,26 +137,9 @@ impl SafetensorsSource {
     fn shard(&self, tensor: usize) -> &Shard {
         &self.shards[usize::from(self.tensors.places[tensor].shard)]
     }
-}
 
-impl WeightSource for SafetensorsSource {
-    fn naming(&self) -> Naming {
-        Naming::Hf
-    }
-
-    fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors.infos
-    }
-
-    fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.find(name).map(|at| &self.tensors.infos[at])
-    }
-
-    fn path(&self, name: &str) -> &Path {
-        self.find(name).map_or(&self.root, |at| &self.shard(at).path)
-    }
-
-    fn read_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
+    /// [`WeightSource::read_f32`], or if not `finite` [`WeightSource::read_any_f32`].
+    fn read(&self, name: &str, start: usize, out: &mut [f32], finite: bool) -> Result<(), ModelError> {
         let fail = |what: String| ModelError::tensor(self.path(name), name, what);
         let at = self.find(name).ok_or_else(|| fail("is missing".to_owned()))?;
         let (shard, place) = (self.shard(at), &self.tensors.places[at]);
@@ -183,13 +168,43 @@ impl WeightSource for SafetensorsSource {
                 }
                 _ => ModelError::io(&shard.path, e),
             })?;
-            if let Some(at) = first_not_finite(part) {
+            if let Some(at) = first_not_finite(part).filter(|_| finite) {
                 let what = format!("element {} is {}; weights must be finite", first + at, part[at]);
                 return Err(fail(what));
             }
             first += part.len();
         }
         Ok(())
+    }
+}
+
+impl WeightSource for SafetensorsSource {
+    fn naming(&self) -> Naming {
+        Naming::Hf
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors.infos
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.find(name).map(|at| &self.tensors.infos[at])
+    }
+
+    fn path(&self, name: &str) -> &Path {
+        self.find(name).map_or(&self.root, |at| &self.shard(at).path)
+    }
+
+    fn read_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        self.read(name, start, out, true)
+    }
+
+    fn read_any_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        self.read(name, start, out, false)
+    }
+
+    fn check_unchanged(&self) -> Result<(), ModelError> {
+        self.shards.iter().try_for_each(|shard| shard.stamp.check(&shard.path, &shard.file))
     }
 }
 
@@ -221,12 +236,6 @@ fn read_part(
         }
     }
     Ok(())
-}
-
-fn first_not_finite(numbers: &[f32]) -> Option<usize> {
-    // The fold has no early exit, so it becomes vector code; the search runs only once it is needed.
-    let all_finite = numbers.iter().fold(true, |all, x| all & x.is_finite());
-    if all_finite { None } else { numbers.iter().position(|x| !x.is_finite()) }
 }
 
 #[cfg(test)]

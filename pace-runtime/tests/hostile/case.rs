@@ -8,7 +8,7 @@ use pace_kernels::{DType, Par, WeightFormat};
 use pace_models::LoadOptions;
 use pace_ops::OperatorConfig;
 use pace_runtime::chat::Message;
-use pace_runtime::{ErrorKind, ModelFiles, ModelRef, RuntimeError};
+use pace_runtime::{ErrorKind, LoadProgress, ModelFiles, ModelRef, RuntimeError};
 
 use super::meter::{Cost, Holdings, measure};
 use super::sample::Sample;
@@ -45,13 +45,7 @@ impl Stage {
         match self {
             Self::Open => {}
             Self::Load => {
-                let options = LoadOptions {
-                    weights: WeightFormat::F32,
-                    activations: DType::F32,
-                    operators: OperatorConfig::default(),
-                };
-                let progress: pace_runtime::LoadProgress = Box::new(|_, _| {});
-                files.load(options, Par::seq(), &progress)?;
+                load(&files, false, Box::new(|_, _| {}))?;
             }
             Self::Render => {
                 let conversation = [Message::system("Be brief."), Message::user("Hello")];
@@ -67,6 +61,21 @@ impl Stage {
     }
 }
 
+/// Loads the weights in f32.
+pub(crate) fn load(
+    files: &ModelFiles,
+    allow_nonfinite: bool,
+    progress: LoadProgress,
+) -> Result<(), RuntimeError> {
+    let options = LoadOptions {
+        weights: WeightFormat::F32,
+        activations: DType::F32,
+        operators: OperatorConfig::default(),
+        allow_nonfinite,
+    };
+    files.load(options, Par::seq(), &progress).map(drop)
+}
+
 /// A model that is wrong in one way.
 pub(crate) struct Case {
     pub(crate) label: String,
@@ -80,6 +89,11 @@ impl Case {
     pub(crate) fn new(label: impl Into<String>, stage: Stage, sample: Sample, words: &[&str]) -> Self {
         let words = words.iter().map(|&word| word.to_owned()).collect();
         Self { label: label.into(), sample, stage, words }
+    }
+
+    /// The model, and what it is called.
+    pub(crate) fn into_sample(self) -> (String, Sample) {
+        (self.label, self.sample)
     }
 
     /// Runs the case; says what is wrong with its outcome.

@@ -18,8 +18,10 @@ mod tokenizer;
 mod weights;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, Once};
+use std::time::Duration;
 
 use case::{Case, Stage};
 use sample::{GgufContents, Sample};
@@ -29,6 +31,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Panics of the tokenizer library that the hook kept silent.
 static SILENT_PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// Something that happens to an open file.
+type Change = fn(&File);
 
 /// Panics stay visible unless the runtime catches them, as in the command-line program.
 fn install_hook() {
@@ -83,6 +88,48 @@ fn what_the_cases_start_from_is_a_good_model() {
             sample.write(dir.path());
             stage.run(&sample.model(dir.path())).unwrap_or_else(|e| panic!("{label}, {stage:?}: {e}"));
         }
+    }
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_loaded_is_an_error() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let shrinks = |file: &File| file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    let grows = |file: &File| file.set_len(file.metadata().unwrap().len() + 1).unwrap();
+    // The same length, other bytes: the second half of a copy, say.
+    let is_written = |file: &File| {
+        let later = file.metadata().unwrap().modified().unwrap() + Duration::from_millis(10);
+        file.set_modified(later).unwrap();
+    };
+    let ways: [(&str, Change); 3] = [("shrinks", shrinks), ("grows", grows), ("is written", is_written)];
+    for (label, change) in ways {
+        for (sample, name) in [(Sample::hf(), sample::WEIGHTS), (GgufContents::good().sample(), sample::GGUF)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            sample.write(dir.path());
+            let files = pace_runtime::ModelFiles::open(&sample.model(dir.path())).unwrap();
+            let file = File::options().write(true).open(dir.path().join(name)).unwrap();
+            // At the first weights that are packed.
+            let once = Once::new();
+            let progress = Box::new(move |_, _| once.call_once(|| change(&file)));
+            let error = case::load(&files, false, progress).expect_err(label);
+            let message = error.to_string();
+            assert_eq!(error.kind(), pace_runtime::ErrorKind::Model, "{name} {label}: {message}");
+            assert!(message.contains(name) && message.contains("changed"), "{name} {label}: {message}");
+        }
+    }
+}
+
+#[test]
+fn damaged_numbers_are_loaded_on_request() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let damaged = weights::damaged();
+    assert!(damaged.len() > 20);
+    for (label, sample) in damaged {
+        let dir = tempfile::tempdir().unwrap();
+        sample.write(dir.path());
+        let files = pace_runtime::ModelFiles::open(&sample.model(dir.path())).unwrap();
+        case::load(&files, true, Box::new(|_, _| {})).unwrap_or_else(|e| panic!("{label}: {e}"));
     }
 }
 

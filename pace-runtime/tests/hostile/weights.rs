@@ -14,6 +14,11 @@ pub(crate) fn cases() -> Vec<Case> {
         .collect()
 }
 
+/// Models that are whole but for numbers that no model has.
+pub(crate) fn damaged() -> Vec<(String, Sample)> {
+    [numbers(), zeros(), gguf()].into_iter().flatten().map(Case::into_sample).collect()
+}
+
 /// A checkpoint in which `change` was made to the tensor `name`.
 fn changed(name: &str, change: impl FnOnce(&mut Tensor)) -> Sample {
     Sample::with_tensors(|tensors| change(tensors.iter_mut().find(|t| t.name == name).unwrap()))
@@ -107,6 +112,9 @@ fn numbers() -> Vec<Case> {
         bits("infinity in F16", Q, "F16", &0x7c00_u16.to_le_bytes(), "inf"),
         bits("NaN in BF16", Q, "BF16", &0x7fc0_u16.to_le_bytes(), "NaN"),
         bits("infinity in BF16", Q, "BF16", &0xff80_u16.to_le_bytes(), "inf"),
+        bits("absurd in F32", Q, "F32", &1e30_f32.to_le_bytes(), "element 63 is 1e30"),
+        bits("absurd in F32, negative", NORM, "F32", &(-2e18_f32).to_le_bytes(), "-2e18"),
+        bits("absurd in BF16", EMBEDDING, "BF16", &0x7f7f_u16.to_le_bytes(), "3.3895314e38"),
     ]
 }
 

@@ -172,7 +172,7 @@ fn keys() -> impl Strategy<Value = TileKey> {
     let activation = prop::option::of(prop::sample::select(Activation::ALL.to_vec()));
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let epilogue = (0usize..64, flags, activation, prop::option::of(dtype.clone()), dtype);
-    let shape = (1usize..=8, prop_oneof![Just(32usize), Just(64)], 1usize..200, 0usize..=64);
+    let shape = (1usize..=8, prop_oneof![Just(32usize), Just(64)], 1usize..200, 0usize..=16);
     (operands, shape, prop::option::of(epilogue)).prop_map(
         |(operands, (rows, width, steps, prefetch), epilogue)| {
             let epilogue =

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 
 use super::directory::Directory;
 use crate::ModelError;
-use crate::file::open_regular;
+use crate::file::{Stamp, open_regular};
 
 /// One file, open, and its header.
 pub(super) struct Part {
     pub(super) path: PathBuf,
     pub(super) file: File,
+    pub(super) stamp: Stamp,
     pub(super) directory: Directory,
 }
 
@@ -23,8 +24,9 @@ impl Part {
     /// Opens `path` and reads its header.
     fn open(path: PathBuf) -> Result<Self, ModelError> {
         let (file, len) = open_regular(&path)?;
+        let stamp = Stamp::of(&path, &file)?;
         let directory = Directory::read(&file, &path, len)?;
-        Ok(Self { path, file, directory })
+        Ok(Self { path, file, stamp, directory })
     }
 
     fn number(&self, key: &str) -> Result<Option<u64>, ModelError> {

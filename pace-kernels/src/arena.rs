@@ -1,0 +1,128 @@
+//! Memory for many buffers that are too small for huge pages of their own.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{Buffer, OutOfMemory, Placement};
+
+/// Bytes that are reserved at a time. Only what is written takes memory.
+const CHUNK: usize = 32 << 20;
+
+/// Buffers from this size on have huge pages of their own.
+const LARGE: usize = 2 << 20;
+
+/// Hands out [`Buffer`]s that lie one after the other, so that those below 2 MiB share huge pages: the
+/// matrices of a small model would otherwise lie in pages of 4 KiB, from which memory is read at two
+/// thirds of the speed.
+///
+/// Memory is given back when the arena and every buffer of a chunk of 32 MiB are gone; a single buffer
+/// gives nothing back, so an arena is for what lives as long as the model. A huge page belongs to the
+/// NUMA node of the thread that first writes any part of it.
+///
+/// ```
+/// use pace_kernels::{Arena, Placement};
+///
+/// # fn main() -> Result<(), pace_kernels::OutOfMemory> {
+/// let arena = Arena::new(Placement::default());
+/// let (mut a, b) = (arena.zeroed(1000)?, arena.zeroed(64)?);
+/// drop(arena);
+/// a.as_mut_slice::<f32>().fill(1.0);
+/// assert_eq!(b.as_slice::<f32>(), [0.0; 16]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Arena {
+    placement: Placement,
+    current: Mutex<Option<Chunk>>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    region: Arc<Buffer>,
+    /// Bytes handed out, a multiple of a cache line.
+    used: usize,
+}
+
+impl Arena {
+    /// Nothing reserved yet.
+    pub const fn new(placement: Placement) -> Self {
+        Self { placement, current: Mutex::new(None) }
+    }
+
+    /// `bytes` zeroed bytes that start on a cache line. From 2 MiB on the same as [`Buffer::zeroed`].
+    ///
+    /// # Errors
+    /// The system refused the memory.
+    pub fn zeroed(&self, bytes: usize) -> Result<Buffer, OutOfMemory> {
+        if bytes == 0 || bytes >= LARGE {
+            return Buffer::zeroed(bytes, self.placement);
+        }
+        // What the lock guards is valid at every moment.
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let (region, start) = match &mut *current {
+            Some(chunk) if bytes <= CHUNK - chunk.used => (Arc::clone(&chunk.region), chunk.used),
+            full_or_none => {
+                let region = Arc::new(Buffer::zeroed(CHUNK, self.placement)?);
+                *full_or_none = Some(Chunk { region: Arc::clone(&region), used: 0 });
+                (region, 0)
+            }
+        };
+        if let Some(chunk) = &mut *current {
+            chunk.used = (start + bytes).next_multiple_of(Buffer::LINE);
+        }
+        // SAFETY: the bytes lie in the region, nobody uses the region itself, and `used` only grows, so
+        // no other buffer has them.
+        Ok(unsafe { Buffer::part(region, start, bytes) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zeroed_disjoint_and_on_cache_lines() {
+        let arena = Arena::new(Placement::default());
+        let sizes = [1, 63, 64, 65, 4096, 100_000, LARGE - 1, LARGE, 3 * LARGE + 1, 0, 7];
+        let mut buffers: Vec<_> =
+            sizes.iter().cycle().take(110).map(|&bytes| arena.zeroed(bytes).unwrap()).collect();
+        for (i, buffer) in buffers.iter_mut().enumerate() {
+            assert_eq!(buffer.len(), sizes[i % sizes.len()]);
+            assert!(buffer.as_slice::<half::bf16>().iter().all(|x| x.to_bits() == 0));
+            buffer.as_mut_slice::<half::bf16>().fill(half::bf16::from_bits(i as u16));
+        }
+        for (i, buffer) in buffers.iter().enumerate() {
+            assert!(buffer.as_slice::<f32>().as_ptr().addr().is_multiple_of(64));
+            assert!(buffer.as_slice::<half::bf16>().iter().all(|x| x.to_bits() == i as u16));
+        }
+        let ranges = buffers.iter().map(|b| b.as_slice::<half::bf16>().as_ptr_range());
+        let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
+        ranges.sort_by_key(|range| range.start);
+        assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
+    }
+
+    #[test]
+    fn small_buffers_share_a_huge_page_and_outlive_the_arena() {
+        let arena = Arena::new(Placement::default());
+        let buffers: Vec<_> = (0..3).map(|_| arena.zeroed(1000).unwrap()).collect();
+        drop(arena);
+        let starts: Vec<_> = buffers.iter().map(|b| b.as_slice::<f32>().as_ptr().addr()).collect();
+        assert!(starts[0].is_multiple_of(LARGE));
+        assert_eq!((starts[1] - starts[0], starts[2] - starts[0]), (1024, 2048));
+        assert_eq!(buffers[2].as_slice::<f32>(), [0.0; 250]);
+    }
+
+    #[test]
+    fn threads_get_different_memory() {
+        let arena = Arena::new(Placement::default());
+        let mut starts = Vec::new();
+        std::thread::scope(|scope| {
+            let take = || (0..2000).map(|_| arena.zeroed(32_000).unwrap()).collect::<Vec<_>>();
+            let threads = [scope.spawn(take), scope.spawn(take)];
+            let buffers = threads.map(|thread| thread.join().unwrap());
+            starts.extend(buffers.iter().flatten().map(|b| b.as_slice::<f32>().as_ptr().addr()));
+        });
+        starts.sort_unstable();
+        assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 32_000));
+    }
+}
