@@ -1,8 +1,7 @@
 //! [`Norm`]: normalisation of every row.
 
-use pace_kernels::{ActMut, ActRef};
+use pace_kernels::{ActMut, ActRef, RowNorm};
 
-use crate::cx::{load_row, store_row};
 use crate::{Backend, OpCx, OpError, Operator};
 
 /// RMSNorm with a weight: `x / sqrt(mean(x^2) + eps) * weight`, statistics in f32, rounded once.
@@ -41,16 +40,11 @@ impl Norm {
     pub fn forward(&self, cx: &OpCx<'_>, x: ActRef<'_>, out: ActMut<'_>) {
         let cols = self.cols();
         assert!(x.cols() == cols && out.cols() == cols && x.rows() == out.rows(), "norm: shapes differ");
-        let mut scratch = cx.thread_scratch(2 * cols);
+        let norm = RowNorm::rms(&self.weight, self.eps);
         let (kernels, cuts) = (cx.kernels, cx.row_cuts(x.rows()));
-        cx.par.grid_act(out, cuts.as_slice(), cols, &mut scratch, |slot, row_tile, _, mut tile| {
+        cx.par.grid_act(out, cuts.as_slice(), cols, &mut [], |_, row_tile, _, tile| {
             let first = cuts.as_slice()[row_tile];
-            let (row, normed) = slot[..2 * cols].split_at_mut(cols);
-            for i in 0..tile.rows() {
-                load_row(kernels, x, first + i, row);
-                kernels.rms_norm(row, &self.weight, self.eps, normed);
-                store_row(kernels, normed, &mut tile, i);
-            }
+            kernels.norm(&norm, x.rows_range(first..first + tile.rows()), tile);
         });
     }
 }
