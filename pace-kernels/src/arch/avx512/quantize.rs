@@ -18,8 +18,12 @@ use crate::generic::quantize::{self, Scale};
 pub(super) fn group<X: Stored>(simd: V4, src: &[X], values: &mut [i8]) -> (f32, i32) {
     let (chunks, tail) = src.as_chunks::<64>();
     let (value_chunks, value_tail) = values.as_chunks_mut::<64>();
-    let largest = chunks.iter().map(|chunk| largest_of_64(load(simd, chunk))).max().unwrap_or(0);
-    match Scale::of(largest.max(quantize::largest_bits(tail))) {
+    let mut largest = quantize::largest_bits(tail);
+    // A closure would not have the tier's features.
+    for chunk in chunks {
+        largest = largest.max(largest_of_64(load(simd, chunk)));
+    }
+    match Scale::of(largest) {
         Scale::Factor { scale, inverse } => {
             let mut sum = quantize::values(tail, inverse, value_tail);
             for (chunk, values) in chunks.iter().zip(value_chunks) {
