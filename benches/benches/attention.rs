@@ -4,8 +4,12 @@
 #![allow(missing_docs)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pace_benches::blocks::Layers;
 use pace_benches::{Bench, check, numbers};
-use pace_kernels::{ActMut, ActRef, DType, KV_BLOCK, KvLayout, MatMut, MatRef};
+use pace_kernels::{
+    ActMut, ActRef, AttentionParams, AttentionPlan as KernelPlan, AttentionSegment, DType, Isa, KV_BLOCK,
+    Kernels, KvLayout, MatMut, MatRef,
+};
 use pace_ops::{Attention, AttentionPlan, AttentionShape, KvBatch, KvCache, Operator};
 use pace_runtime::kv_cache::{KvCacheKind, KvShape};
 
@@ -80,5 +84,34 @@ fn attention(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, attention);
+/// The kernels themselves: bf16 keys and values of 8 heads, 32 query heads.
+fn kernels(c: &mut Criterion) {
+    let bench = Bench::new();
+    let cx = bench.cx();
+    let mut group = c.benchmark_group("attention_kernels");
+    for (head_dim, past, new) in [(64, 2047, 1), (128, 2047, 1), (64, 0, 512), (128, 0, 512)] {
+        let params = AttentionParams::causal(32, 8, head_dim);
+        let (kv, cols) = (Layers::new(head_dim, 8, 1, past + new, 0), 32 * head_dim);
+        let mut plan = KernelPlan::new();
+        let segment = AttentionSegment { position: past, tokens: new };
+        plan.rebuild(&params, cx.par.threads(), [segment]);
+        let (q, mut out) = (numbers(7, new * cols), vec![0.0; new * cols]);
+        let run = |kernels: &Kernels, out: &mut [f32]| {
+            let (q, out) = (MatRef::new(&q, new, cols), MatMut::new(out, new, cols));
+            kernels.attention(&params, &plan, &kv, ActRef::F32(q), ActMut::F32(out), cx.scratch, &cx.par);
+        };
+        let scalar = Kernels::new(Isa::Scalar).expect("every CPU has it");
+        let mut want = vec![0.0; new * cols];
+        run(&scalar, &mut want);
+        run(&cx.kernels, &mut out);
+        let want: Vec<_> = want.into_iter().map(f64::from).collect();
+        check("attention", &out, &want, 1e-2);
+        group.throughput(Throughput::Elements(new as u64));
+        let name = format!("{}/bf16/head_dim {head_dim}/{new} after {past}", cx.kernels.isa());
+        group.bench_function(name, |b| b.iter(|| run(&cx.kernels, &mut out)));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, attention, kernels);
 criterion_main!(benches);

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blocks;
 pub mod machine;
 pub mod paired;
 pub mod roofline;

@@ -1,5 +1,6 @@
 //! Every kernel as a fraction of what the hardware gives, measured next to it in time.
 
+mod attention;
 pub mod limits;
 mod products;
 mod rows;
@@ -96,7 +97,7 @@ impl Options {
 }
 
 /// Names of the kernels, in the order of the report.
-pub const KERNELS: [&str; 12] = [
+pub const KERNELS: [&str; 14] = [
     "gemm_f32",
     "gemm_crate_f32",
     "gemm_bf16",
@@ -105,6 +106,8 @@ pub const KERNELS: [&str; 12] = [
     "gemv_bf16",
     "gemv_int8",
     "skinny_bf16",
+    "attn_prefill",
+    "attn_decode",
     "norm",
     "rope",
     "silu_mul",
@@ -119,6 +122,7 @@ pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Report {
     let peaks = limits.peaks();
     let mut results = Vec::new();
     products::measure(&bench, &limits, options, progress, &mut results);
+    attention::measure(&bench, &limits, options, progress, &mut results);
     rows::measure(&bench, &limits, options, progress, &mut results);
     Report { machine: Machine::detect(&bench), peaks, results }
 }

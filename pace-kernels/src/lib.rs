@@ -7,6 +7,7 @@
 //!   [`Scratch`]: memory.
 //! - [`Pool`] and [`Par`]: threads.
 //! - [`PackedWeights`]: a weight matrix, packed once.
+//! - [`Jit`]: products and attention by code that is generated for their shape.
 //! - [`KvLayout`], [`KvRun`]: keys and values in blocks of [`KV_BLOCK`] tokens.
 //! - [`Kernels::attention`], [`AttentionPlan`], [`KvSource`]: flash attention over them.
 

@@ -256,7 +256,7 @@ where
     let cuts: Vec<usize> = (0..=panels.count()).collect();
     let words = out.len() / panels.count();
     let weights = words - panels.scales();
-    let first = FirstError::new();
+    let (first, kernels) = (FirstError::new(), Kernels::detect());
     let out = MatMut::new(out, panels.count(), words);
     par.grid(out, &cuts, words, wide.as_mut_slice(), |wide, panel, _, mut record| {
         first.unless_failed(|| {
@@ -264,7 +264,7 @@ where
             for (column, rows) in panels.rows(panel) {
                 let wide = &mut wide[..rows.len() * k];
                 fill(rows, wide)?;
-                panels.store(column, wide, bytemuck::cast_slice_mut(steps), scales);
+                panels.store(&kernels, column, wide, bytemuck::cast_slice_mut(steps), scales);
             }
             Ok(())
         });

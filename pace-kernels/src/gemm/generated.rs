@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::Product;
 use super::blocking::row_tiles;
 use super::tile::{MAX_ROWS, TileArgs, TileKind};
@@ -147,23 +149,37 @@ impl Product<'_> {
             // SAFETY: as for a tile of the table; the code was generated for this shape.
             return unsafe { code.run(args, None) };
         }
+        let epilogue = self.epilogue_args(scales, first + tile.start, cols, tile.start, c);
+        // SAFETY: as above. Bias, multiplier and output have these rows and columns, because `gemm`
+        // compared their shapes; the output is a task's own, and no operand shares its memory.
+        unsafe { code.run(args, Some(&epilogue)) }
+    }
+
+    /// Where the epilogue of a tile finds its operands: row `row` of the product, row `out_row` of `c`.
+    fn epilogue_args(
+        &self,
+        scales: &[f32],
+        row: usize,
+        cols: &Range<usize>,
+        out_row: usize,
+        c: &mut ActMut<'_>,
+    ) -> EpilogueArgs {
         let bias = self.epilogue.bias.unwrap_or_default();
         let at = |start: usize| bias.get(start..).map_or(std::ptr::null(), <[f32]>::as_ptr);
         let (multiply, multiply_stride) = match self.epilogue.multiply {
             None => (std::ptr::null(), 0),
-            Some(ActRef::F32(other)) => (
-                other.row(first + tile.start)[cols.start..].as_ptr().cast(),
-                other.row_stride() * size_of::<f32>(),
-            ),
-            Some(ActRef::Bf16(other)) => {
-                (other.row(first + tile.start)[cols.start..].as_ptr().cast(), other.row_stride() * 2)
+            Some(ActRef::F32(m)) => {
+                (m.row(row)[cols.start..].as_ptr().cast(), m.row_stride() * size_of::<f32>())
+            }
+            Some(ActRef::Bf16(m)) => {
+                (m.row(row)[cols.start..].as_ptr().cast(), m.row_stride() * size_of::<bf16>())
             }
         };
         let (out, out_stride) = match c {
-            ActMut::F32(c) => (c.row_mut(tile.start).as_mut_ptr().cast(), c.row_stride() * size_of::<f32>()),
-            ActMut::Bf16(c) => (c.row_mut(tile.start).as_mut_ptr().cast(), c.row_stride() * 2),
+            ActMut::F32(c) => (c.row_mut(out_row).as_mut_ptr().cast(), c.row_stride() * size_of::<f32>()),
+            ActMut::Bf16(c) => (c.row_mut(out_row).as_mut_ptr().cast(), c.row_stride() * size_of::<bf16>()),
         };
-        let epilogue = EpilogueArgs {
+        EpilogueArgs {
             bias: at(cols.start),
             up_bias: at(self.panels.n / 2 + cols.start),
             scales: scales.as_ptr(),
@@ -171,9 +187,6 @@ impl Product<'_> {
             multiply_stride,
             out,
             out_stride,
-        };
-        // SAFETY: as above. Bias, multiplier and output have these rows and columns, because `gemm`
-        // compared their shapes; the output is a task's own, and no operand shares its memory.
-        unsafe { code.run(args, Some(&epilogue)) }
+        }
     }
 }

@@ -123,7 +123,7 @@ impl Strip<'_> {
         match self.key.operands {
             Operands::Bf16 => self.steps(asm, self.key.steps)?,
             Operands::Int8 { group_steps, weight_scales, .. } => {
-                self.groups(asm, group_steps, weight_scales)?
+                self.groups(asm, group_steps, weight_scales)?;
             }
         }
         let wanted_in_registers = self.key.epilogue.is_some() && 16 * self.vectors == self.key.width;

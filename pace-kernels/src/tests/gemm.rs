@@ -1,6 +1,8 @@
 //! The blocked product: every format, tier and blocking against f64, and the same bits for a row
 //! whatever is computed beside it.
 
+mod guard;
+
 use std::convert::Infallible;
 
 use half::bf16;
