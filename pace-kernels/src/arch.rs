@@ -11,7 +11,7 @@ macro_rules! shims {
         }
         $(#[$attr])?
         fn narrow_bf16(src: &[f32], dst: &mut [bf16]) {
-            generic::convert::narrow_bf16(src, dst);
+            generic::convert::narrow_bf16($token, src, dst);
         }
         $(#[$attr])?
         fn deinterleave_bf16(src: &[bf16], even: &mut [f32], odd: &mut [f32]) {

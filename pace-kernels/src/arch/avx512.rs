@@ -44,8 +44,10 @@ impl Lanes for V4 {
         unsafe {
             let x: __m512 = pulp::cast(x);
             let bits = _mm512_castps_si512(x);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            // Half a unit of the last place, and one more where the upper half is odd.
+            let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
+            let below = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_mask_add_epi32(below, odd, below, _mm512_set1_epi32(1));
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
             let bits = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
             let upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));

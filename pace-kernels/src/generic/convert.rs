@@ -1,8 +1,8 @@
-//! Conversions as plain loops, which the compiler turns into each tier's vectors.
+//! Conversions, as plain loops where the compiler turns them into each tier's vectors.
 
 use half::{bf16, f16};
 
-use super::lanes::Stored;
+use super::lanes::{Lanes, Stored};
 
 #[inline(always)]
 pub(crate) fn widen_f16(src: &[f16], dst: &mut [f32]) {
@@ -30,8 +30,13 @@ pub(crate) fn widen_bf16(src: &[bf16], dst: &mut [f32]) {
 }
 
 #[inline(always)]
-pub(crate) fn narrow_bf16(src: &[f32], dst: &mut [bf16]) {
-    for (dst, &src) in dst.iter_mut().zip(src) {
+pub(crate) fn narrow_bf16<S: Lanes>(simd: S, src: &[f32], dst: &mut [bf16]) {
+    let (heads, tail) = S::as_simd_f32s(src);
+    let mut dst_heads = dst.chunks_exact_mut(S::F32_LANES);
+    for (dst, &src) in dst_heads.by_ref().zip(heads) {
+        simd.store_bf16(src, dst);
+    }
+    for (dst, &src) in dst_heads.into_remainder().iter_mut().zip(tail) {
         *dst = nearest_bf16(src);
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn finish_row<S: Lanes>(simd: S, sums: &mut [f32], e: &RowEpilogue<'_
             if e.accumulate {
                 add_bf16(sums, out);
             }
-            convert::narrow_bf16(sums, out);
+            convert::narrow_bf16(simd, sums, out);
         }
     }
 }
