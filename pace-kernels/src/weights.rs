@@ -10,7 +10,7 @@ use half::{bf16, f16};
 pub use self::format::{PackSpec, UnknownWeightFormat, WeightFormat, WeightLayout};
 pub(crate) use self::panels::Panels;
 use crate::par::FirstError;
-use crate::{Buffer, Element, Kernels, MatMut, MatRef, OutOfMemory, Par, Placement};
+use crate::{Arena, Buffer, Element, Kernels, MatMut, MatRef, OutOfMemory, Par, Placement};
 
 /// Rows that are filled and rounded at a time, unless they would be more than [`PANEL_BYTES`].
 const PANEL_ROWS: usize = 64;
@@ -63,7 +63,41 @@ impl PackedWeights {
     where
         F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     {
-        let spec = spec.into();
+        Self::pack_into(spec.into(), n, k, par, fill, |bytes| Buffer::zeroed(bytes, Placement::default()))
+    }
+
+    /// As [`pack`](Self::pack), with memory from an arena, so that small matrices share huge pages.
+    ///
+    /// # Errors
+    /// As [`pack`](Self::pack).
+    ///
+    /// # Panics
+    /// As [`pack`](Self::pack).
+    pub fn pack_in<E: Send, F>(
+        arena: &Arena,
+        spec: impl Into<PackSpec>,
+        n: usize,
+        k: usize,
+        par: &Par<'_>,
+        fill: F,
+    ) -> Result<Self, PackError<E>>
+    where
+        F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
+    {
+        Self::pack_into(spec.into(), n, k, par, fill, |bytes| arena.zeroed(bytes))
+    }
+
+    fn pack_into<E: Send, F>(
+        spec: PackSpec,
+        n: usize,
+        k: usize,
+        par: &Par<'_>,
+        fill: F,
+        memory: impl Fn(usize) -> Result<Buffer, OutOfMemory>,
+    ) -> Result<Self, PackError<E>>
+    where
+        F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
+    {
         check_spec(spec, n);
         let mut packed = Self { n, k, spec, data: Buffer::zeroed(0, Placement::default())? };
         if n == 0 || k == 0 {
@@ -73,7 +107,7 @@ impl PackedWeights {
             Some(panels) => product(&[panels.count(), panel_bytes(&panels)?])?,
             None => product(&[n, k, spec.format.step_bytes() / spec.format.step_inputs()])?,
         };
-        packed.data = Buffer::zeroed(bytes, Placement::default())?;
+        packed.data = memory(bytes)?;
         match (packed.panels(), spec.format) {
             (Some(panels), _) => pack_panels(packed.data.as_mut_slice(), &panels, par, &fill)?,
             (None, WeightFormat::F16) => pack_rows(packed.data.as_mut_slice::<f16>(), n, k, par, &fill)?,
@@ -115,6 +149,11 @@ impl PackedWeights {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.data.len()
+    }
+
+    /// The part of the memory that lies in huge pages, see [`Buffer::huge_share`].
+    pub fn huge_share(&self) -> Option<f64> {
+        self.data.huge_share()
     }
 
     /// Row `i` as f32: one embedding, for instance.

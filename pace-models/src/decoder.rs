@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, DType, MatMut, Par};
+use pace_kernels::{ActMut, ActRef, Arena, DType, MatMut, Par, Placement};
 use pace_ops::{Embedding, LmHead, Norm, OpCx, Rope, RopeAngles};
 
 use crate::arch::{Architecture, Role};
@@ -43,7 +43,8 @@ impl Decoder {
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Self, ModelError> {
         arch.validate_shapes(source, spec)?;
-        let loader = TensorLoader { source, arch, spec, options, par, progress };
+        let arena = Arena::new(Placement::default());
+        let loader = TensorLoader { source, arch, spec, options, par, arena, progress };
         let ops = options.operators;
         let embedding = loader.matrix(&[Role::Embedding], spec.hidden)?;
         let lm_head = if spec.tied_embeddings {

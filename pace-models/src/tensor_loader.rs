@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pace_kernels::{DType, PackError, PackedWeights, Par, WeightFormat};
+use pace_kernels::{Arena, DType, PackError, PackedWeights, Par, WeightFormat};
 use pace_ops::OperatorConfig;
 
 use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
@@ -32,6 +32,8 @@ pub(crate) struct TensorLoader<'a> {
     pub(crate) spec: &'a DecoderSpec,
     pub(crate) options: LoadOptions,
     pub(crate) par: Par<'a>,
+    /// The memory of the matrices.
+    pub(crate) arena: Arena,
     pub(crate) progress: &'a (dyn Fn(usize) + Sync),
 }
 
@@ -40,18 +42,19 @@ impl TensorLoader<'_> {
     pub(crate) fn matrix(&self, roles: &[Role], k: usize) -> Result<Arc<PackedWeights>, ModelError> {
         let parts = self.parts(roles);
         let n = parts.last().map_or(0, |p| p.rows.end);
-        let packed = PackedWeights::pack(self.options.weights, n, k, &self.par, |rows, out| {
-            for part in &parts {
-                let from = rows.start.max(part.rows.start);
-                let to = rows.end.min(part.rows.end);
-                if from < to {
-                    let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
-                    self.read_rows(part, from - part.rows.start, k, slice)?;
+        let packed =
+            PackedWeights::pack_in(&self.arena, self.options.weights, n, k, &self.par, |rows, out| {
+                for part in &parts {
+                    let from = rows.start.max(part.rows.start);
+                    let to = rows.end.min(part.rows.end);
+                    if from < to {
+                        let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
+                        self.read_rows(part, from - part.rows.start, k, slice)?;
+                    }
                 }
-            }
-            (self.progress)(out.len());
-            Ok(())
-        });
+                (self.progress)(out.len());
+                Ok(())
+            });
         match packed {
             Ok(weights) => {
                 parts.iter().try_for_each(|part| self.refuse_zeros(part))?;

@@ -157,7 +157,14 @@ fn blocks_of_steps_and_rows_give_the_bits_of_a_single_row() {
         let w = pack(format, 64, false, &w, n, k);
         let kernels = Kernels::detect();
         for &quant in quants(format) {
-            let all = product_on(&kernels, Pool::unpinned(4).unwrap().par(), &a, &w, quant);
+            let all = product(&kernels, &a, &w, quant);
+            for threads in 2..=4 {
+                let pool = Pool::unpinned(threads).unwrap();
+                assert!(
+                    product_on(&kernels, pool.par(), &a, &w, quant) == all,
+                    "{format}: {threads} threads"
+                );
+            }
             let want = reference(&seen(format, quant, &a[..k], k), &w);
             check(&all[..n], &want, k, format_args!("{format} {quant:?}"));
             for (first, rows) in [(0, 1), (7, 2), (100, 6), (300, 9), (500, 20), (100, 40)] {
@@ -313,6 +320,22 @@ fn what_is_not_finite_stays_visible() {
                 assert!(got[n..2 * n].iter().all(|x| !x.is_finite()), "{kernels:?} {format} {bad}");
                 assert!(got[..n].iter().chain(&got[2 * n..]).all(|x| x.is_finite()));
             }
+        }
+    }
+}
+
+/// They may be flushed to zero, and nothing worse.
+#[test]
+fn denormals_are_small() {
+    let (m, n, k) = (2, 33, 40);
+    for format in WeightFormat::ALL {
+        let w = pack(format, 64, false, &vec![1.0; n * k], n, k);
+        for kernels in tiers() {
+            let got = product(&kernels, &vec![1e-40; m * k], &w, ActQuant::Groups);
+            assert!(got.iter().all(|x| (0.0..=1e-38).contains(x)), "{kernels:?} {format}");
+            let tiny = pack(format, 64, false, &vec![1e-40; n * k], n, k);
+            let got = product(&kernels, &vec![1.0; m * k], &tiny, ActQuant::Groups);
+            assert!(got.iter().all(|x| (0.0..=1e-38).contains(x)), "{kernels:?} {format}");
         }
     }
 }
