@@ -57,8 +57,14 @@ fn reference(q: &[f32], visible: usize) -> Vec<f64> {
     out
 }
 
-fn attention(c: &mut Criterion) {
+/// One bench for both: the first one pins the calling thread, and a second one would see one core.
+fn all(c: &mut Criterion) {
     let bench = Bench::new();
+    attention(c, &bench);
+    kernels(c, &bench);
+}
+
+fn attention(c: &mut Criterion, bench: &Bench) {
     let cols = SHAPE.n_heads * SHAPE.head_dim;
     let mut group = c.benchmark_group("attention");
     for (name, past, new) in [("decode@2048", 2047, 1), ("prefill512", 0, 512)] {
@@ -85,8 +91,7 @@ fn attention(c: &mut Criterion) {
 }
 
 /// The kernels themselves: bf16 keys and values of 8 heads, 32 query heads.
-fn kernels(c: &mut Criterion) {
-    let bench = Bench::new();
+fn kernels(c: &mut Criterion, bench: &Bench) {
     let cx = bench.cx();
     let mut group = c.benchmark_group("attention_kernels");
     for (head_dim, past, new) in [(64, 2047, 1), (128, 2047, 1), (64, 0, 512), (128, 0, 512)] {
@@ -113,5 +118,5 @@ fn kernels(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, attention, kernels);
+criterion_group!(benches, all);
 criterion_main!(benches);

@@ -53,8 +53,15 @@ fn one(
     group.bench_function(name, |b| b.iter(|| run(&mut c)));
 }
 
-fn products(c: &mut Criterion) {
+/// One bench for all: the first one pins the calling thread, and a second one would see one core.
+fn all(c: &mut Criterion) {
     let bench = Bench::new();
+    products(c, &bench);
+    tiers(c, &bench);
+    library(c, &bench);
+}
+
+fn products(c: &mut Criterion, bench: &Bench) {
     let kernels = bench.cx().kernels;
     let groups: [(&str, &[usize], (usize, usize)); 3] =
         [("gemm", &[512], (2048, 2048)), ("gemv", &[1], (2048, 8192)), ("skinny", &[4, 8, 16], (2048, 8192))];
@@ -63,9 +70,9 @@ fn products(c: &mut Criterion) {
         for format in WeightFormat::ALL {
             let w = bench.panels(format, n, k);
             for &m in counts {
-                one(&mut group, &bench, kernels, &w, ActQuant::Groups, m);
+                one(&mut group, bench, kernels, &w, ActQuant::Groups, m);
                 if format == WeightFormat::Int8 {
-                    one(&mut group, &bench, kernels, &w, ActQuant::Token, m);
+                    one(&mut group, bench, kernels, &w, ActQuant::Token, m);
                 }
             }
         }
@@ -74,20 +81,18 @@ fn products(c: &mut Criterion) {
 }
 
 /// Small enough for the scalar tier.
-fn tiers(c: &mut Criterion) {
-    let bench = Bench::new();
+fn tiers(c: &mut Criterion, bench: &Bench) {
     let mut group = c.benchmark_group("gemm_tiers");
     for format in WeightFormat::ALL {
         let w = bench.panels(format, 256, 256);
         for kernels in Isa::supported().filter_map(Kernels::new) {
-            one(&mut group, &bench, kernels, &w, ActQuant::Groups, 64);
+            one(&mut group, bench, kernels, &w, ActQuant::Groups, 64);
         }
     }
     group.finish();
 }
 
-fn library(c: &mut Criterion) {
-    let bench = Bench::new();
+fn library(c: &mut Criterion, bench: &Bench) {
     let (cx, (m, k, n)) = (bench.cx(), (512, 2048, 2048));
     let (a, b, mut out) = (numbers(1, m * k), numbers(2, k * n), vec![0.0; m * n]);
     let (a, b) = (MatRef::new(&a, m, k), MatRef::new(&b, k, n));
@@ -106,5 +111,5 @@ fn library(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, products, tiers, library);
+criterion_group!(benches, all);
 criterion_main!(benches);
