@@ -141,14 +141,14 @@ fn dots<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
 /// Turns a row of scores into probabilities against the running maximum, and adds them up.
 #[inline(always)]
 fn softmax<S: Simd, E: KvLanes>(simd: S, step: &mut Step<'_, E>, row: usize) {
-    let visible = step.visible.range(row);
+    let seen = step.seen(row);
     let p = &mut step.p[row * KV_BLOCK..][..KV_BLOCK];
     let (head, _) = S::as_mut_simd_f32s(p);
     for x in head.iter_mut() {
         *x = logit(simd, *x, step.logits);
     }
-    p[..visible.start].fill(f32::NEG_INFINITY);
-    p[visible.end..].fill(f32::NEG_INFINITY);
+    p[..seen.start].fill(f32::NEG_INFINITY);
+    p[seen.end..].fill(f32::NEG_INFINITY);
     let (head, _) = S::as_mut_simd_f32s(p);
 
     let old = step.m[row];
@@ -250,7 +250,7 @@ fn weigh<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
         }
     }
     let values = &step.block[(d + group.start) * KV_BLOCK..][..group.len() * KV_BLOCK];
-    let tokens = step.visible.union(row..row + MR);
+    let tokens = step.seen_together(row..row + MR);
     let lines = tokens.start / E::PAIR..tokens.end.div_ceil(E::PAIR);
     let values = values[lines.start * group.len() * E::PAIR..].chunks_exact(group.len() * E::PAIR);
     for (i, values) in lines.zip(values) {

@@ -36,8 +36,7 @@ const C: [f32; 4] = [0.693_124_2, 0.240_241, 0.055_906_426, 0.009_582_853];
 pub(super) fn step(mut step: Step<'_, bf16>) {
     step.check();
     let rows = step.rows();
-    let whole = step.visible.whole(rows);
-    let plain = whole && plain_factor(step.logits).is_some();
+    let plain = step.seen.is_none() && plain_factor(step.logits).is_some();
     let (quads, rest) = (rows / 4 * 4, rows % 4);
     for row in (0..quads).step_by(4) {
         if plain {
@@ -57,10 +56,10 @@ pub(super) fn step(mut step: Step<'_, bf16>) {
     }
     for start in (0..step.width()).step_by(V_GROUP) {
         match (step.width() - start).min(V_GROUP) {
-            64 => values::<4>(&mut step, start, whole),
-            48 => values::<3>(&mut step, start, whole),
-            32 => values::<2>(&mut step, start, whole),
-            _ => values::<1>(&mut step, start, whole),
+            64 => values::<4>(&mut step, start),
+            48 => values::<3>(&mut step, start),
+            32 => values::<2>(&mut step, start),
+            _ => values::<1>(&mut step, start),
         }
     }
 }
@@ -72,7 +71,7 @@ pub(super) fn step(mut step: Step<'_, bf16>) {
 fn scores<const MR: usize, const PLAIN: bool>(step: &mut Step<'_, bf16>, row: usize) {
     let d = step.head_dim;
     let q = &step.q[row * d..(row + MR) * d];
-    let vectors = if PLAIN { NT } else { step.visible.union(row..row + MR).end.div_ceil(16) };
+    let vectors = if PLAIN { NT } else { step.seen_together(row..row + MR).end.div_ceil(16) };
     // SAFETY: q holds MR rows of d elements, and the block starts with d / 2 * 64 pairs of keys.
     let mut x = unsafe {
         match vectors {
@@ -99,10 +98,10 @@ fn masked<const MR: usize>(
     row: usize,
     mut x: [[__m512; NT]; MR],
 ) -> [[__m512; NT]; MR] {
+    let Some(seen) = step.seen else { return x };
     let nothing = _mm512_set1_ps(f32::NEG_INFINITY);
     for r in 0..MR {
-        let seen = step.visible.range(row + r);
-        let mask = (u64::MAX << seen.start) & (u64::MAX >> (KV_BLOCK - seen.end));
+        let mask = seen[row + r];
         x[r] = [
             _mm512_mask_mov_ps(nothing, mask as u16, x[r][0]),
             _mm512_mask_mov_ps(nothing, (mask >> 16) as u16, x[r][1]),
@@ -194,16 +193,16 @@ fn softmax<const MR: usize, const PLAIN: bool>(step: &mut Step<'_, bf16>, row: u
 /// o = o * shrink + P V for the group of 16 NV dimensions from `start` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn values<const NV: usize>(step: &mut Step<'_, bf16>, start: usize, whole: bool) {
+fn values<const NV: usize>(step: &mut Step<'_, bf16>, start: usize) {
     let rows = step.rows();
     let (quads, rest) = (rows / 4 * 4, rows % 4);
     for row in (0..quads).step_by(4) {
-        weigh::<4, NV>(step, row, start, whole);
+        weigh::<4, NV>(step, row, start);
     }
     match rest {
-        3 => weigh::<3, NV>(step, quads, start, whole),
-        2 => weigh::<2, NV>(step, quads, start, whole),
-        1 => weigh::<1, NV>(step, quads, start, whole),
+        3 => weigh::<3, NV>(step, quads, start),
+        2 => weigh::<2, NV>(step, quads, start),
+        1 => weigh::<1, NV>(step, quads, start),
         _ => {}
     }
 }
@@ -211,9 +210,9 @@ fn values<const NV: usize>(step: &mut Step<'_, bf16>, start: usize, whole: bool)
 /// MR rows of such a group.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn weigh<const MR: usize, const NV: usize>(step: &mut Step<'_, bf16>, row: usize, start: usize, whole: bool) {
+fn weigh<const MR: usize, const NV: usize>(step: &mut Step<'_, bf16>, row: usize, start: usize) {
     let w = step.width();
-    let seen = if whole { 0..KV_BLOCK } else { step.visible.union(row..row + MR) };
+    let seen = step.seen_together(row..row + MR);
     let pairs = seen.start / 2..seen.end.div_ceil(2);
     let p = step.p[row * KV_BLOCK..(row + MR) * KV_BLOCK].as_ptr();
     let values = step.block[(step.head_dim + start) * KV_BLOCK..][..16 * NV * KV_BLOCK].as_ptr();
