@@ -37,7 +37,7 @@ pub(crate) use self::tile::{AttentionTiles, KvElement, Logits, Part, SUM_LANES, 
 use crate::{ActMut, ActRef, DType, Kernels, MatMut, Par, Scratch};
 
 /// The largest head dimension.
-const MAX_HEAD_DIM: usize = 256;
+pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 /// What an attention computes.
 ///
