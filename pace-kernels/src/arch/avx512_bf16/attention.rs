@@ -3,14 +3,24 @@
 //! Loop nest:
 //!
 //! ```text
-//! for 4 rows:   scores     4 rows x 64 tokens in 16 accumulators, 4 keys, 1 broadcast; front to back over
-//!                          pairs of dimensions; then the softmax on the same 16 registers, P stored as bf16
-//! for 64 dimensions:
-//!   for 4 rows: values     4 rows x 64 dimensions in 16 accumulators, 4 values, 1 broadcast; front to back
-//!                          over the pairs of tokens that the 4 rows see
+//! for 4 rows:   scores   4 rows x 64 tokens in 16 accumulators, 4 keys, 1 broadcast; front to back over pairs
+//!                        of dimensions; vectors of tokens behind the last visible one are left out
+//! for 4 rows:   softmax  16 vectors of scores; the maxima of 4 rows are reduced together; P stored as bf16
+//! for 64 dimensions, for 4 rows:
+//!               values   4 rows x 64 dimensions in 16 accumulators, 4 values, 1 broadcast; front to back over
+//!                        the pairs of tokens that the 4 rows see
 //! ```
 //!
-//! A block is read front to back: its keys once for every 4 rows from L1 or L2, then its values.
+//! A block is read front to back: its keys once for every 4 rows from L1 or L2, then its values. An accumulator
+//! sums front to back whatever its tile-mates, so a row's bits do not depend on them.
+//!
+//! Fraction of the `vdpbf16ps` peak for causal prefill (half counted, one Zen 4 core, 32 query and 8 KV heads, head
+//! dimension 64 / 128): 0.66 / 0.72 at 512 tokens, 0.72 / 0.80 at 2048.
+//!
+//! Tried and lost: the softmax on the accumulators themselves, without a way through memory (same speed, three
+//! times the code, and 8 % lower unless every rare case has its own instance, because one that spills makes all
+//! spill); the difference to the maximum as one fused multiply-add (large scores leave a rounding residue
+//! that no longer is at most 0).
 
 // A tile's loops index all of its arrays by row and vector.
 #![allow(clippy::needless_range_loop)]
