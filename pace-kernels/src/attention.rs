@@ -12,7 +12,8 @@
 //!
 //! A tile is up to 32 rows: all heads of a KV head's group for some tokens, so that K and V are read
 //! once for all of them. Prefill and decode are the same code; a decode step is a tile of one token.
-//! The tier's kernel is the step, see `generic/attention.rs` and `arch/avx512_bf16/attention.rs`.
+//! The tier's kernel is the step, see `generic/attention.rs` and `arch/avx512_bf16/attention.rs`. If one
+//! tile would keep a thread busy while others idle, its units are spread over threads and folded afterwards.
 //!
 //! **The same bits** for a row, whatever the batch, the chunks, the threads and the tile-mates:
 //! blocks and units lie on absolute positions; a unit starts from nothing and units are folded left
@@ -20,6 +21,15 @@
 //! is left out of the step, and a state that has seen nothing is neutral in a fold; what a row does
 //! not see of a block gets P = 0, and adding 0 x V changes a sum by no more than the sign of a zero,
 //! which `finish` makes positive.
+//!
+//! **Placement of blocks**, measured as a fraction of a sequential read of the same bytes (one Zen 4 core, 4096
+//! tokens, 32 query and 8 KV heads, bf16, head dimension 64 / 128): blocks of a head one after the other 0.90 / 0.85;
+//! blocks of all heads for 64 tokens one after the other 0.52 / 0.69; scattered 0.42 / 0.55, where reading
+//! scattered blocks and nothing else reaches 0.55 / 0.69. So a cache should keep the blocks of a head together.
+//!
+//! **Tried and lost**: prefetching the next scattered block, whole or a few lines of each of its pages (0 to
+//! -10 %); tiles of 64 rows (0 to -3 %); longest item first throughout, which alternates heads and takes keys and
+//! values from farther away (-8 % at head dimension 128 and 2048 tokens).
 
 mod generated;
 mod item;
@@ -34,12 +44,12 @@ use half::bf16;
 use self::item::Call;
 pub use self::kv::{KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
 pub use self::plan::{AttentionPlan, AttentionSegment};
-pub(crate) use self::tile::{AttentionTiles, KvElement, Logits, Part, SUM_LANES, State, Step, Visible};
+pub(crate) use self::tile::{AttentionTiles, KvElement, Logits, Part, SUM_LANES, State, Step};
 use crate::jit::AttentionStep;
 use crate::{ActMut, ActRef, DType, Kernels, MatMut, Par, Scratch};
 
 /// The largest head dimension.
-const MAX_HEAD_DIM: usize = 256;
+pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 /// What an attention computes.
 ///

@@ -4,13 +4,10 @@ use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use super::plan::{Item, Merge, Tile, UNIT_BLOCKS};
-use super::tile::{KvElement, Logits, Part, SUM_LANES, State, Step, Visible};
+use super::tile::{KvElement, Logits, Part, SUM_LANES, State, Step};
 use super::{AttentionParams, AttentionPlan, KV_BLOCK, KvLayout, KvSource};
 use crate::jit::AttentionStep;
 use crate::{ActMut, ActRef, Kernels, MatMut, Par, Scratch};
-
-/// A window that never ends, small enough to be subtracted from.
-const NO_WINDOW: i64 = i64::MAX / 2;
 
 /// Everything that the items of a call share.
 pub(super) struct Call<'a> {
@@ -118,17 +115,11 @@ impl Call<'_> {
         if rows.is_empty() {
             return;
         }
-        let start = index * KV_BLOCK;
-        let from_start = |position: usize| position as i64 - start as i64;
+        let seen = self.masks(tile, &tokens, index, &mut work.seen[..rows.len()]);
         let step = Step {
             head_dim: d,
             logits: logits(self.params),
-            visible: Visible {
-                group,
-                position: from_start(tile.position + tokens.start),
-                window: self.params.window.map_or(NO_WINDOW, |window| window.min(NO_WINDOW as usize) as i64),
-                end: (!self.params.causal).then(|| from_start(tile.length)),
-            },
+            seen,
             q: &work.q[rows.start * d..rows.end * d],
             block,
             p: &mut work.p[..rows.len() * KV_BLOCK],
@@ -139,6 +130,31 @@ impl Call<'_> {
         };
         step.check();
         E::step(self.kernels, self.generated, step);
+    }
+
+    /// What the rows of some tokens see of a block, as in [`Step`].
+    fn masks<'s>(
+        &self,
+        tile: &Tile,
+        tokens: &Range<usize>,
+        block: usize,
+        masks: &'s mut [u64],
+    ) -> Option<&'s [u64]> {
+        let mask = |token: usize| {
+            let position = tile.position + token;
+            let end = if self.params.causal { position + 1 } else { tile.length };
+            let start = self.params.window.map_or(0, |window| (position + 1).saturating_sub(window));
+            let slot = |position: usize| position.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
+            low_bits(slot(end)) & !low_bits(slot(start))
+        };
+        // The first token sees least of the end of the block, the last one least of its start.
+        if mask(tokens.start) & mask(tokens.end - 1) == u64::MAX {
+            return None;
+        }
+        for (token, masks) in tokens.clone().zip(masks.chunks_exact_mut(self.params.group())) {
+            masks.fill(mask(token));
+        }
+        Some(masks)
     }
 
     /// The tokens of the tile that see something of a block.
@@ -227,6 +243,8 @@ struct Work<'a, E> {
     q: &'a mut [E],
     p: &'a mut [f32],
     shrink: &'a mut [f32],
+    /// What each row sees of the block.
+    seen: &'a mut [u64],
     /// The sums of the unit.
     lanes: &'a mut [f32],
     unit: State<'a>,
@@ -239,6 +257,7 @@ impl<'a, E: KvElement> Work<'a, E> {
         aligned(rows * head_dim)
             + rows * (KV_BLOCK + SUM_LANES)
             + aligned(rows)
+            + aligned(2 * rows)
             + 2 * (2 * aligned(rows) + rows * width(head_dim))
     }
 
@@ -255,6 +274,7 @@ impl<'a, E: KvElement> Work<'a, E> {
             p: take(rows * KV_BLOCK),
             lanes: take(rows * SUM_LANES),
             shrink: take(rows),
+            seen: bytemuck::cast_slice_mut(take(2 * rows)),
             unit: State { m: take(rows), l: take(rows), o: take(rows * w) },
             total: State { m: take(rows), l: take(rows), o: take(rows * w) },
         }
@@ -280,6 +300,11 @@ impl<'a, E: KvElement> Work<'a, E> {
     }
 }
 
+/// The first `n` bits.
+fn low_bits(n: usize) -> u64 {
+    if n == 0 { 0 } else { u64::MAX >> (KV_BLOCK - n) }
+}
+
 /// Elements up to the next cache line.
 const fn aligned(len: usize) -> usize {
     len.next_multiple_of(16)
@@ -289,5 +314,57 @@ pub(super) fn logits(params: &AttentionParams<'_>) -> Logits {
     match params.softcap {
         None => Logits::Scaled { factor: params.scale * LOG2_E },
         Some(cap) => Logits::Capped { inner: params.scale / cap, cap: cap * LOG2_E },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DType, KvRun, MatRef};
+
+    /// Never asked for its blocks.
+    struct NoBlocks;
+
+    impl KvSource for NoBlocks {
+        fn layout(&self) -> KvLayout {
+            KvLayout::new(DType::F32, 8)
+        }
+
+        fn for_each_run(&self, _: usize, _: usize, _: Range<usize>, _: &mut dyn FnMut(KvRun<'_>)) {}
+    }
+
+    /// The tokens of a tile of 4 from position 62 on that see something of a block, and their masks.
+    fn seen(params: AttentionParams<'_>, block: usize) -> (Range<usize>, Option<Vec<u64>>) {
+        let call = Call {
+            kernels: Kernels::detect(),
+            generated: None,
+            params: &params,
+            plan: &AttentionPlan::new(),
+            kv: &NoBlocks,
+            layout: NoBlocks.layout(),
+            q: ActRef::F32(MatRef::new(&[], 0, 0)),
+            out: ActMut::F32(MatMut::new(&mut [], 0, 0)),
+            states: MatMut::new(&mut [], 0, 0),
+        };
+        let tile = Tile { seq: 0, first_row: 0, position: 62, tokens: 4, length: 70 };
+        let tokens = call.tokens_that_see(&tile, block);
+        let mut masks = vec![0; 2 * tokens.len()];
+        let masks = call.masks(&tile, &tokens, block, &mut masks).map(<[u64]>::to_vec);
+        (tokens, masks)
+    }
+
+    #[test]
+    fn rows_see_what_positions_and_windows_say() {
+        let all = u64::MAX;
+        let causal = AttentionParams::causal(2, 1, 8);
+        assert_eq!(seen(causal, 0), (0..4, Some(vec![all >> 1, all >> 1, all, all, all, all, all, all])));
+        assert_eq!(seen(causal, 1), (2..4, Some(vec![1, 1, 3, 3])));
+        let window = AttentionParams { window: Some(2), ..causal };
+        let two = |start: u32| 3 << start;
+        assert_eq!(seen(window, 0), (0..3, Some(vec![two(61), two(61), two(62), two(62), 1 << 63, 1 << 63])));
+        assert_eq!(seen(window, 1), (2..4, Some(vec![1, 1, 3, 3])));
+        let full = AttentionParams { causal: false, ..causal };
+        assert_eq!(seen(full, 0), (0..4, None));
+        assert_eq!(seen(full, 1), (0..4, Some(vec![63; 8])));
     }
 }

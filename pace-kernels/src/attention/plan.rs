@@ -14,6 +14,9 @@ const TILE_ROWS: usize = 32;
 /// Items that a thread should find, so that the last ones to finish are short.
 const ITEMS_PER_THREAD: usize = 4;
 
+/// Items that are shorter than a thread's share by this factor leave no thread idle for long at the end.
+const SMALL_ITEMS_PER_THREAD: usize = 16;
+
 /// New tokens of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionSegment {
@@ -175,9 +178,19 @@ impl AttentionPlan {
                 }
             }
         }
-        // The longest first. Equal ones stay in the order of memory: a sort by the whole key is
-        // stable without the memory of a stable sort.
-        self.items.sort_unstable_by_key(|item| (Reverse(item.cost), item.tile, item.head, item.blocks.start));
+        self.sort_items(total / (SMALL_ITEMS_PER_THREAD * threads));
+    }
+
+    /// Items that matter for the balance first, longest first. The others KV head by KV head, so that they
+    /// find their keys and values in the cache, where the longest ones of a head have left them.
+    fn sort_items(&mut self, small: usize) {
+        let tiles = &self.tiles;
+        // By the whole key: as good as a stable sort, which would need memory.
+        self.items.sort_unstable_by_key(|item| {
+            let large = if item.cost > small { item.cost } else { 0 };
+            let seq = tiles[item.tile].seq;
+            (Reverse(large), seq, item.head, Reverse(item.cost), item.tile, item.blocks.start)
+        });
     }
 
     /// Items of `part` units each, and the merge behind them.
@@ -252,7 +265,6 @@ mod tests {
                 }
             }
         }
-        assert!(plan.items.is_sorted_by_key(|item| Reverse(item.cost)));
     }
 
     #[test]
@@ -277,6 +289,16 @@ mod tests {
         let many: Vec<_> = (0..32).map(|_| (4000, 1)).collect();
         assert!(plan(None, 2, &many).merges.is_empty());
         assert!(plan(None, 2, &[(100, 1)]).merges.is_empty());
+    }
+
+    #[test]
+    fn long_items_come_first_and_short_ones_head_by_head() {
+        let prefill = plan(None, 2, &[(0, 1000)]);
+        let order: Vec<_> = prefill.items.iter().map(|item| (item.head, Reverse(item.cost))).collect();
+        assert!(order.len() == 250 && order.is_sorted());
+        let decode = plan(None, 1, &[(64, 1), (900, 1), (300, 1)]);
+        let tiles: Vec<_> = decode.items.iter().map(|item| item.tile).collect();
+        assert_eq!(tiles, [1, 1, 2, 2, 0, 0]);
     }
 
     #[test]

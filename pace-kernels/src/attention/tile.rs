@@ -36,7 +36,8 @@ pub(crate) struct AttentionTiles {
 pub(crate) struct Step<'a, E> {
     pub(crate) head_dim: usize,
     pub(crate) logits: Logits,
-    pub(crate) visible: Visible,
+    /// For each row a bit for each token that it sees, consecutive ones; `None` if the rows see all.
+    pub(crate) seen: Option<&'a [u64]>,
     /// `[rows][d]`.
     pub(crate) q: &'a [E],
     /// One block as in [`KvLayout`](crate::KvLayout).
@@ -64,6 +65,18 @@ impl<E: KvElement> Step<'_, E> {
         self.head_dim.next_multiple_of(16)
     }
 
+    /// The tokens that a row sees.
+    pub(crate) fn seen(&self, row: usize) -> Range<usize> {
+        self.seen_together(row..row + 1)
+    }
+
+    /// The tokens between the first and the last one that some row of a range sees.
+    pub(crate) fn seen_together(&self, rows: Range<usize>) -> Range<usize> {
+        let Some(seen) = self.seen else { return 0..KV_BLOCK };
+        let seen = seen[rows].iter().fold(0, |all, seen| all | seen);
+        seen.trailing_zeros() as usize..KV_BLOCK - seen.leading_zeros() as usize
+    }
+
     /// Checks that every slice has the length that the rows ask for.
     pub(crate) fn check(&self) {
         let (rows, d, w) = (self.rows(), self.head_dim, self.width());
@@ -71,6 +84,7 @@ impl<E: KvElement> Step<'_, E> {
             d.is_multiple_of(2)
                 && self.q.len() == rows * d
                 && self.block.len() == (d + w) * KV_BLOCK
+                && self.seen.is_none_or(|seen| seen.len() == rows)
                 && self.p.len() == rows * KV_BLOCK
                 && self.shrink.len() == rows
                 && self.l.len() == rows * SUM_LANES
@@ -95,38 +109,6 @@ pub(crate) enum Logits {
         /// cap * log2(e).
         cap: f32,
     },
-}
-
-/// Which tokens of a block the rows of a step see.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Visible {
-    /// Query heads of a KV head: consecutive rows that share a token.
-    pub(crate) group: usize,
-    /// The position of the first row's token, counted from the block's first one.
-    pub(crate) position: i64,
-    /// How many tokens a row sees up to its own, at most.
-    pub(crate) window: i64,
-    /// The end of the sequence, counted as `position`, if rows see what follows them.
-    pub(crate) end: Option<i64>,
-}
-
-impl Visible {
-    /// The tokens of the block that `row` sees.
-    pub(crate) fn range(&self, row: usize) -> Range<usize> {
-        let next = self.position + (row / self.group) as i64 + 1;
-        let clamp = |token: i64| token.clamp(0, KV_BLOCK as i64) as usize;
-        clamp(next - self.window)..clamp(self.end.unwrap_or(next))
-    }
-
-    /// Whether `rows` rows see all of the block.
-    pub(crate) fn whole(&self, rows: usize) -> bool {
-        self.range(0).end == KV_BLOCK && self.range(rows - 1).start == 0
-    }
-
-    /// The tokens that the rows of a range see together.
-    pub(crate) fn union(&self, rows: Range<usize>) -> Range<usize> {
-        self.range(rows.start).start..self.range(rows.end - 1).end
-    }
 }
 
 /// What rows have taken in.
@@ -216,27 +198,5 @@ impl KvElement for bf16 {
             ActRef::F32(q) => kernels.narrow_bf16(&q.row(row)[range], out),
             ActRef::Bf16(q) => out.copy_from_slice(&q.row(row)[range]),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_see_what_lengths_and_windows_say() {
-        // Two heads a token; the first token sits on slot 62 of the block.
-        let causal = Visible { group: 2, position: 62, window: i64::MAX / 2, end: None };
-        assert_eq!(
-            [causal.range(0), causal.range(1), causal.range(2), causal.range(9)],
-            [0..63, 0..63, 0..64, 0..64]
-        );
-        let window = Visible { window: 4, ..causal };
-        assert_eq!([window.range(0), window.range(2), window.range(6)], [59..63, 60..64, 62..64]);
-        assert_eq!(window.union(1..7), 59..64);
-        let full = Visible { end: Some(10), position: -5, ..causal };
-        assert_eq!(full.union(0..4), 0..10);
-        assert!(!causal.whole(2) && Visible { position: 63, ..causal }.whole(900));
-        assert!(!Visible { position: 63, window: 64, ..causal }.whole(3));
     }
 }

@@ -15,9 +15,10 @@ use std::ops::Range;
 use half::bf16;
 use pulp::Simd;
 
+use super::convert::widen_bf16;
 use super::exp2::exp2;
 use crate::KV_BLOCK;
-use crate::attention::{KvElement, Logits, Part, SUM_LANES, State, Step};
+use crate::attention::{KvElement, Logits, MAX_HEAD_DIM, Part, SUM_LANES, State, Step};
 
 /// Dimensions in a group of values.
 const V_GROUP: usize = 64;
@@ -30,6 +31,9 @@ pub(crate) trait KvLanes: KvElement {
     /// A vector of lanes from `data[at..]`, widened: the first elements of the lanes, then the second ones.
     fn lanes<S: Simd>(simd: S, data: &[Self], at: usize) -> [S::f32s; 2];
 
+    /// `dst` = `src`.
+    fn widen(src: &[Self], dst: &mut [f32]);
+
     /// Rounds probabilities to this type.
     fn round<S: Simd>(simd: S, p: S::f32s) -> S::f32s;
 }
@@ -41,6 +45,11 @@ impl KvLanes for f32 {
     fn lanes<S: Simd>(simd: S, data: &[Self], at: usize) -> [S::f32s; 2] {
         let lanes = bytemuck::pod_read_unaligned(bytemuck::cast_slice(&data[at..at + S::F32_LANES]));
         [lanes, simd.splat_f32s(0.0)]
+    }
+
+    #[inline(always)]
+    fn widen(src: &[Self], dst: &mut [f32]) {
+        dst.copy_from_slice(src);
     }
 
     #[inline(always)]
@@ -59,6 +68,11 @@ impl KvLanes for bf16 {
         let first = simd.wrapping_dyn_shl_u32s(lanes, simd.splat_u32s(16));
         let second = simd.and_u32s(lanes, simd.splat_u32s(0xffff_0000));
         [simd.transmute_f32s_u32s(first), simd.transmute_f32s_u32s(second)]
+    }
+
+    #[inline(always)]
+    fn widen(src: &[Self], dst: &mut [f32]) {
+        widen_bf16(src, dst);
     }
 
     /// To the nearest, ties to even.
@@ -96,13 +110,28 @@ pub(crate) fn step<S: Simd, E: KvLanes>(simd: S, mut step: Step<'_, E>) {
 #[inline(always)]
 fn scores<S: Simd, E: KvLanes, const NV: usize>(simd: S, step: &mut Step<'_, E>) {
     let quads = step.rows() / 4 * 4;
+    for row in (0..quads).step_by(4) {
+        score_rows::<S, E, 4, NV>(simd, step, row);
+    }
+    for row in quads..step.rows() {
+        score_rows::<S, E, 1, NV>(simd, step, row);
+    }
+}
+
+/// MR rows of that, with queries that are widened once.
+#[inline(always)]
+fn score_rows<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
+    simd: S,
+    step: &mut Step<'_, E>,
+    row: usize,
+) {
+    let d = step.head_dim;
+    let mut q = [[0.0; MAX_HEAD_DIM]; MR];
+    for r in 0..MR {
+        E::widen(&step.q[(row + r) * d..][..d], &mut q[r][..d]);
+    }
     for first in (0..KV_BLOCK).step_by(NV * S::F32_LANES) {
-        for row in (0..quads).step_by(4) {
-            dots::<S, E, 4, NV>(simd, step, row, first);
-        }
-        for row in quads..step.rows() {
-            dots::<S, E, 1, NV>(simd, step, row, first);
-        }
+        dots::<S, E, MR, NV>(simd, step, &q, row, first);
     }
 }
 
@@ -111,14 +140,11 @@ fn scores<S: Simd, E: KvLanes, const NV: usize>(simd: S, step: &mut Step<'_, E>)
 fn dots<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
     simd: S,
     step: &mut Step<'_, E>,
+    q: &[[f32; MAX_HEAD_DIM]; MR],
     row: usize,
     first: usize,
 ) {
     let d = step.head_dim;
-    let mut q: [&[E]; MR] = [&[]; MR];
-    for r in 0..MR {
-        q[r] = &step.q[(row + r) * d..][..d];
-    }
     let keys = &step.block[..d * KV_BLOCK];
     let mut acc = [[simd.splat_f32s(0.0); NV]; MR];
     for (i, keys) in keys.chunks_exact(KV_BLOCK * E::PAIR).enumerate() {
@@ -126,7 +152,7 @@ fn dots<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
             let k = E::lanes(simd, keys, (first + v * S::F32_LANES) * E::PAIR);
             for n in 0..E::PAIR {
                 for r in 0..MR {
-                    let q = simd.splat_f32s(q[r][i * E::PAIR + n].to_f32());
+                    let q = simd.splat_f32s(q[r][i * E::PAIR + n]);
                     acc[r][v] = simd.mul_add_e_f32s(q, k[n], acc[r][v]);
                 }
             }
@@ -141,14 +167,14 @@ fn dots<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
 /// Turns a row of scores into probabilities against the running maximum, and adds them up.
 #[inline(always)]
 fn softmax<S: Simd, E: KvLanes>(simd: S, step: &mut Step<'_, E>, row: usize) {
-    let visible = step.visible.range(row);
+    let seen = step.seen(row);
     let p = &mut step.p[row * KV_BLOCK..][..KV_BLOCK];
     let (head, _) = S::as_mut_simd_f32s(p);
     for x in head.iter_mut() {
         *x = logit(simd, *x, step.logits);
     }
-    p[..visible.start].fill(f32::NEG_INFINITY);
-    p[visible.end..].fill(f32::NEG_INFINITY);
+    p[..seen.start].fill(f32::NEG_INFINITY);
+    p[seen.end..].fill(f32::NEG_INFINITY);
     let (head, _) = S::as_mut_simd_f32s(p);
 
     let old = step.m[row];
@@ -250,7 +276,7 @@ fn weigh<S: Simd, E: KvLanes, const MR: usize, const NV: usize>(
         }
     }
     let values = &step.block[(d + group.start) * KV_BLOCK..][..group.len() * KV_BLOCK];
-    let tokens = step.visible.union(row..row + MR);
+    let tokens = step.seen_together(row..row + MR);
     let lines = tokens.start / E::PAIR..tokens.end.div_ceil(E::PAIR);
     let values = values[lines.start * group.len() * E::PAIR..].chunks_exact(group.len() * E::PAIR);
     for (i, values) in lines.zip(values) {

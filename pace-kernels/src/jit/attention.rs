@@ -12,7 +12,7 @@ use half::bf16;
 pub(super) use self::code::generate;
 use super::Kernel;
 use crate::KV_BLOCK;
-use crate::attention::{Logits, SUM_LANES, Step, Visible};
+use crate::attention::{Logits, SUM_LANES, Step};
 
 /// Everything that an attention step is generated for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,9 +99,9 @@ struct Args {
     cap: f32,
     /// What is multiplied by after the maximum.
     factor: f32,
-    /// The tokens that are seen, `[rows][4]`; null if all are.
-    masks: *const [u16; 4],
-    /// First and number of the pairs of tokens, for each four.
+    /// The tokens that each row sees, as in [`Step`]; null if the rows see all.
+    seen: *const u64,
+    /// First and number of the pairs of tokens that each four rows see.
     pairs: *const [usize; 2],
 }
 
@@ -124,24 +124,20 @@ impl AttentionStep {
     /// If the step has another head dimension, group or kind of scores, or slices that do not fit.
     pub(crate) fn run(&self, mut step: Step<'_, bf16>) {
         step.check();
-        let key = AttentionKey {
-            head_dim: step.head_dim,
-            group: step.visible.group,
-            scores: Scores::of(step.logits),
-        };
+        let (key, scores) = (self.key, Scores::of(step.logits));
         assert!(
-            key == self.key && step.rows().is_multiple_of(key.group),
-            "a step of {key:?} by {:?}",
-            self.key
+            (step.head_dim, scores) == (key.head_dim, key.scores) && step.rows().is_multiple_of(key.group),
+            "{} rows of {} dimensions with {scores:?} scores by {key:?}",
+            step.rows(),
+            step.head_dim
         );
-        let mut seen = Seen { masks: [[0; 4]; MAX_ROWS], pairs: [[0; 2]; MAX_ROWS / 4] };
         for first in (0..step.rows()).step_by(MAX_ROWS) {
             let rows = first..step.rows().min(first + MAX_ROWS);
-            let masked = seen.look(&step.visible, &rows);
-            let args = Args::new(&mut step, &rows, &seen, masked);
+            let pairs = pairs(&step, &rows);
+            let args = Args::new(&mut step, &rows, &pairs);
             // SAFETY: the code was generated for this head dimension, group and kind of scores, on a CPU
-            // that has its tier. `check` has compared every slice of the step with its rows; masks and
-            // pairs have as many entries as a call has rows.
+            // that has its tier. `check` has compared every slice of the step with its rows, what they see
+            // included; there are pairs for every four rows of a call.
             unsafe { self.kernel.call(&raw const args, std::ptr::null::<()>()) };
         }
     }
@@ -151,7 +147,7 @@ impl AttentionStep {
 const MAX_ROWS: usize = 32;
 
 impl Args {
-    fn new(step: &mut Step<'_, bf16>, rows: &Range<usize>, seen: &Seen, masked: bool) -> Self {
+    fn new(step: &mut Step<'_, bf16>, rows: &Range<usize>, pairs: &Pairs) -> Self {
         let (inner, cap, factor) = match step.logits {
             Logits::Scaled { factor } if factor > 0.0 => (1.0, 0.0, factor),
             Logits::Scaled { factor } => (factor, 0.0, 1.0),
@@ -171,37 +167,21 @@ impl Args {
             inner,
             cap,
             factor,
-            masks: if masked { seen.masks.as_ptr() } else { std::ptr::null() },
-            pairs: seen.pairs.as_ptr(),
+            seen: step.seen.map_or(std::ptr::null(), |seen| seen[first..].as_ptr()),
+            pairs: pairs.as_ptr(),
         }
     }
 }
 
-/// Which tokens some rows see.
-struct Seen {
-    masks: [[u16; 4]; MAX_ROWS],
-    pairs: [[usize; 2]; MAX_ROWS / 4],
-}
+/// First and number of the pairs of tokens that four rows see together, for each four of a call.
+type Pairs = [[usize; 2]; MAX_ROWS / 4];
 
-impl Seen {
-    /// Fills in what `rows` see. False, and no masks, if they see the whole block.
-    fn look(&mut self, visible: &Visible, rows: &Range<usize>) -> bool {
-        // Later rows see later tokens, at both ends.
-        if visible.range(rows.start).end == KV_BLOCK && visible.range(rows.end - 1).start == 0 {
-            self.pairs.fill([0, KV_BLOCK / 2]);
-            return false;
-        }
-        for (masks, row) in self.masks.iter_mut().zip(rows.clone()) {
-            let seen = visible.range(row);
-            let below = |end: usize| if end >= KV_BLOCK { u64::MAX } else { (1 << end) - 1 };
-            let mask = below(seen.end) & !below(seen.start);
-            *masks = std::array::from_fn(|v| (mask >> (16 * v)) as u16);
-        }
-        for (pairs, row) in self.pairs.iter_mut().zip(rows.clone().step_by(4)) {
-            let seen = visible.union(row..rows.end.min(row + 4));
-            let first = seen.start / 2;
-            *pairs = [first, seen.end.div_ceil(2).saturating_sub(first)];
-        }
-        true
+fn pairs(step: &Step<'_, bf16>, rows: &Range<usize>) -> Pairs {
+    let mut all = [[0; 2]; MAX_ROWS / 4];
+    for (pairs, row) in all.iter_mut().zip(rows.clone().step_by(4)) {
+        let seen = step.seen_together(row..rows.end.min(row + 4));
+        let first = seen.start / 2;
+        *pairs = [first, seen.end.div_ceil(2).saturating_sub(first)];
     }
+    all
 }

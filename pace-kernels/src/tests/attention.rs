@@ -13,7 +13,7 @@ use half::bf16;
 use super::{noise_vec, tiers};
 use crate::{
     ActMut, ActRef, AttentionParams, AttentionPlan, AttentionSegment, DType, KV_BLOCK, Kernels, KvLayout,
-    KvMut, KvRef, KvRun, KvSource, MatMut, MatRef, Par, Scratch,
+    KvMut, KvRef, KvRun, KvSource, MatMut, MatRef, Par, Pool, Scratch,
 };
 
 /// A sequence's keys, values and queries, every token a row: `[tokens][n_kv_heads * d]` and
@@ -156,6 +156,30 @@ fn an_empty_batch_is_fine() {
         assert!(setup.run(&store, &[], &[]).is_empty());
         store.push(&params, &Tokens::noise(1, &params, 3), 3);
         assert!(setup.run(&store, &[segment(3, 0)], &[]).is_empty());
+    }
+}
+
+#[test]
+fn a_repeated_step_takes_no_new_memory() {
+    let pool = Pool::unpinned(2).unwrap();
+    let params = AttentionParams::causal(4, 2, 16);
+    let tokens = Tokens::noise(1, &params, 1100);
+    let mut store = Store::new(DType::Bf16, &params);
+    store.push(&params, &tokens, 1100);
+    let mut plan = AttentionPlan::new();
+    plan.rebuild(&params, 2, [segment(1099, 1)]);
+    let scratch = Scratch::new();
+    let step = || {
+        let mut out = vec![f32::NAN; 64];
+        let (q, o) =
+            (ActRef::F32(MatRef::new(&tokens.q[..64], 1, 64)), ActMut::F32(MatMut::new(&mut out, 1, 64)));
+        Kernels::detect().attention(&params, &plan, &store, q, o, &scratch, &pool.par());
+        (scratch.bytes(), out)
+    };
+    let first = step();
+    assert!(first.0 > 0);
+    for _ in 0..3 {
+        assert_eq!(step(), first);
     }
 }
 

@@ -53,7 +53,7 @@ pub(in crate::jit) fn generate(key: &AttentionKey) -> Emit<Code> {
     load(&mut asm, &[(rax, offset_of!(Args, q)), (r8, offset_of!(Args, m)), (r9, offset_of!(Args, l))])?;
     load(
         &mut asm,
-        &[(r10, offset_of!(Args, p)), (r11, offset_of!(Args, shrink)), (rbx, offset_of!(Args, masks))],
+        &[(r10, offset_of!(Args, p)), (r11, offset_of!(Args, shrink)), (rbx, offset_of!(Args, seen))],
     )?;
     load(&mut asm, &[(rdx, offset_of!(Args, block)), (r14, offset_of!(Args, pairs))])?;
     each_rows(&mut asm, key, |asm, rows| scores(asm, key, rows))?;
@@ -104,7 +104,7 @@ fn each_rows(
 }
 
 /// The probabilities of some rows, and moves every address behind them. rax: queries, rdx: keys, r8: m,
-/// r9: l, r10: P, r11: shrink, rbx: masks, r14: pairs. Uses rcx, rsi, r13, rbp.
+/// r9: l, r10: P, r11: shrink, rbx: what is seen, r14: pairs. Uses rcx, rsi, r13, rbp.
 fn scores(asm: &mut Assembler, key: &AttentionKey, rows: usize) -> Emit {
     dots(asm, key, rows)?;
     let (inner, cap) = (ZMM[16], ZMM[17]);

@@ -5,7 +5,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::{Store, Tokens, segment, variants};
-use crate::attention::{AttentionTiles, KvElement, Logits, SUM_LANES, Step, Visible};
+use crate::attention::{AttentionTiles, KvElement, Logits, SUM_LANES, Step};
 use crate::jit::{AttentionKey, KernelKey, Scores};
 use crate::table::Table;
 use crate::tests::guard::{Flush, Guarded};
@@ -59,14 +59,14 @@ impl State {
         &'a mut self,
         key: &AttentionKey,
         logits: Logits,
-        visible: Visible,
+        seen: Option<&'a [u64]>,
         q: &'a [bf16],
         block: &'a [bf16],
     ) -> Step<'a, bf16> {
         Step {
             head_dim: key.head_dim,
             logits,
-            visible,
+            seen,
             q,
             block,
             p: &mut self.p,
@@ -77,8 +77,17 @@ impl State {
         }
     }
 
-    fn parts(&self) -> [(&str, &[f32]); 5] {
-        [("p", &self.p), ("shrink", &self.shrink), ("m", &self.m), ("l", &self.l), ("o", &self.o)]
+    /// What both must agree on. Scores are only a way to P, which are the first half of a row as bf16.
+    fn parts(&self) -> [(&str, Vec<f32>); 5] {
+        let p = self.p.chunks_exact(KV_BLOCK).flat_map(|row| &row[..KV_BLOCK / 2]).copied().collect();
+        let copy = |part: &Guarded<f32>| part.to_vec();
+        [
+            ("p", p),
+            ("shrink", copy(&self.shrink)),
+            ("m", copy(&self.m)),
+            ("l", copy(&self.l)),
+            ("o", copy(&self.o)),
+        ]
     }
 }
 
@@ -87,8 +96,34 @@ fn bf16s(flush: Flush, seed: u32, len: usize, scale: f32) -> Guarded<bf16> {
     Guarded::new(flush, &values)
 }
 
+/// Which tokens of a block consecutive tokens see.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    /// The position of the first token, counted from the block's first one.
+    position: usize,
+    /// How many tokens one sees up to its own, at most.
+    window: Option<usize>,
+    /// The end of the sequence, counted as `position`, if tokens see what follows them.
+    end: Option<usize>,
+}
+
+impl Span {
+    fn mask(&self, token: usize) -> u64 {
+        let next = self.position + token + 1;
+        let start = self.window.map_or(0, |window| next.saturating_sub(window));
+        let end = self.end.unwrap_or(next).min(KV_BLOCK);
+        (start..end).fold(0, |mask, slot| mask | 1 << slot)
+    }
+
+    /// What the rows of `tokens` tokens see; `None` if it is all.
+    fn masks(&self, flush: Flush, tokens: usize, group: usize) -> Option<Guarded<u64>> {
+        let masks: Vec<_> = (0..tokens * group).map(|row| self.mask(row / group)).collect();
+        masks.iter().any(|&mask| mask != u64::MAX).then(|| Guarded::new(flush, &masks))
+    }
+}
+
 /// One step of `tokens` tokens by both.
-fn check(key: &AttentionKey, tokens: usize, visible: Visible, flush: Flush, seed: u32) {
+fn check(key: &AttentionKey, tokens: usize, span: Span, flush: Flush, seed: u32) {
     let Some((kernels, jit)) = kernels_and_jit() else { return };
     let (rows, d) = (tokens * key.group, key.head_dim);
     let width = d.next_multiple_of(16);
@@ -99,13 +134,14 @@ fn check(key: &AttentionKey, tokens: usize, visible: Visible, flush: Flush, seed
     };
     let q = bf16s(flush, seed, rows * d, 3.0);
     let block = bf16s(flush, seed + 1, (d + width) * KV_BLOCK, 1.0);
+    let seen = span.masks(flush, tokens, key.group);
     let mut wanted = State::new(flush, seed + 2, rows, width);
     let mut got = State::new(flush, seed + 2, rows, width);
-    bf16::step(kernels, None, wanted.step(key, logits, visible, &q, &block));
-    jit.attention_step(key).unwrap().run(got.step(key, logits, visible, &q, &block));
+    bf16::step(kernels, None, wanted.step(key, logits, seen.as_deref(), &q, &block));
+    jit.attention_step(key).unwrap().run(got.step(key, logits, seen.as_deref(), &q, &block));
     for ((name, got), (_, wanted)) in got.parts().into_iter().zip(wanted.parts()) {
-        let what = format_args!("{name} of {key}, {tokens} tokens, {visible:?}, {flush:?}, seed {seed}");
-        assert_bits(got, wanted, what);
+        let what = format_args!("{name} of {key}, {tokens} tokens, {span:?}, {flush:?}, seed {seed}");
+        assert_bits(&got, &wanted, what);
     }
 }
 
@@ -128,17 +164,17 @@ proptest! {
     fn any_step_gives_the_bits_of_the_table(
         key in keys(),
         tokens in 1usize..12,
-        position in 0i64..140,
-        window in prop_oneof![Just(i64::MAX / 2), 64i64..100],
+        position in 0usize..140,
+        window in proptest::option::of(64usize..100),
         right: bool,
         seed in 0u32..1000,
     ) {
         // Every row sees at least one token of the block.
-        let position = position.min(window + KV_BLOCK as i64 - 2 - tokens as i64).max(0);
-        let visible = Visible { group: key.group, position, window, end: None };
-        check(&key, tokens, visible, Flush::BOTH[usize::from(right)], seed);
-        let end = Visible { window: i64::MAX / 2, end: Some(1 + position), ..visible };
-        check(&key, tokens, end, Flush::BOTH[usize::from(right)], seed);
+        let position = window.map_or(position, |window| position.min(window + KV_BLOCK - 1 - tokens));
+        let span = Span { position, window, end: None };
+        check(&key, tokens, span, Flush::BOTH[usize::from(right)], seed);
+        let full = Span { window: None, end: Some(1 + position), ..span };
+        check(&key, tokens, full, Flush::BOTH[usize::from(right)], seed);
     }
 
     #[test]
@@ -150,9 +186,9 @@ proptest! {
 #[test]
 fn more_rows_than_a_call_takes() {
     let key = AttentionKey { head_dim: 64, group: 71, scores: Scores::Scaled };
-    let visible = Visible { group: 71, position: 40, window: i64::MAX / 2, end: None };
-    check(&key, 1, visible, Flush::Right, 1);
-    check(&key, 3, visible, Flush::Left, 2);
+    let span = Span { position: 40, window: None, end: None };
+    check(&key, 1, span, Flush::Right, 1);
+    check(&key, 3, span, Flush::Left, 2);
 }
 
 /// A whole batch by both.
