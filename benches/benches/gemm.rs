@@ -96,7 +96,7 @@ fn library(c: &mut Criterion, bench: &Bench) {
     let (cx, (m, k, n)) = (bench.cx(), (512, 2048, 2048));
     let (a, b, mut out) = (numbers(1, m * k), numbers(2, k * n), vec![0.0; m * n]);
     let (a, b) = (MatRef::new(&a, m, k), MatRef::new(&b, k, n));
-    let width = n / cx.par.threads();
+    let width = n.div_ceil(cx.par.threads());
     let mut group = c.benchmark_group("gemm_crate");
     group.throughput(Throughput::Elements((2 * m * k * n) as u64));
     let kernels = cx.kernels;

@@ -44,14 +44,14 @@ fn linear(c: &mut Criterion) {
             for &backend in Operator::Linear.backends() {
                 let op = Linear::new(Arc::clone(&packed), None, backend).expect("listed backends exist");
                 let mut out = vec![0.0; m * n];
-                let mut run = || {
-                    let (a, out) = (MatRef::new(&a, m, k), MatMut::new(&mut out, m, n));
+                let run = |out: &mut [f32]| {
+                    let (a, out) = (MatRef::new(&a, m, k), MatMut::new(out, m, n));
                     op.forward(&bench.cx(), ActRef::F32(a), ActMut::F32(out));
                 };
-                run();
-                group.throughput(Throughput::Elements((2 * m * k * n) as u64));
-                group.bench_function(format!("{backend}/{format}/{m}x{k}x{n}"), |b| b.iter(&mut run));
+                run(&mut out);
                 check("linear", &out[..n], &reference(&bench, &packed, &a[..k]), 1e-5);
+                group.throughput(Throughput::Elements((2 * m * k * n) as u64));
+                group.bench_function(format!("{backend}/{format}/{m}x{k}x{n}"), |b| b.iter(|| run(&mut out)));
             }
         }
     }

@@ -1,6 +1,8 @@
 //! The note on the machine that goes with every record.
 
+use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -19,6 +21,8 @@ pub struct Machine {
     pub cpus: usize,
     /// Bytes of each core's second-level cache, if known.
     pub l2_bytes: Option<usize>,
+    /// Bytes of all last-level caches together, if known.
+    pub l3_bytes: Option<usize>,
     /// The system's setting for huge pages.
     pub huge_pages: Option<String>,
     /// Version of PACE.
@@ -35,6 +39,7 @@ impl Machine {
             threads: cx.par.threads(),
             cpus: cpus(),
             l2_bytes: l2_bytes(),
+            l3_bytes: l3_bytes(),
             huge_pages: huge_pages(),
             version: env!("CARGO_PKG_VERSION"),
         }
@@ -53,7 +58,23 @@ fn cpus() -> usize {
 }
 
 fn l2_bytes() -> Option<usize> {
-    let text = fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").ok()?;
+    cache_bytes(Path::new("/sys/devices/system/cpu/cpu0/cache/index2"))
+}
+
+/// Bytes of all third-level caches together, if the system tells.
+pub(crate) fn l3_bytes() -> Option<usize> {
+    let cpus = fs::read_dir("/sys/devices/system/cpu").ok()?.filter_map(Result::ok);
+    let caches: HashMap<String, usize> = cpus
+        .filter_map(|cpu| {
+            let cache = cpu.path().join("cache/index3");
+            Some((fs::read_to_string(cache.join("shared_cpu_list")).ok()?, cache_bytes(&cache)?))
+        })
+        .collect();
+    (!caches.is_empty()).then(|| caches.values().sum())
+}
+
+fn cache_bytes(cache: &Path) -> Option<usize> {
+    let text = fs::read_to_string(cache.join("size")).ok()?;
     Some(text.trim().strip_suffix('K')?.parse::<usize>().ok()? * 1024)
 }
 

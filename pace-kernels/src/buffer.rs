@@ -72,7 +72,7 @@ impl Buffer {
     /// # Safety
     /// The bytes lie in the region, and no one else reads or writes them while the buffer lives.
     pub(crate) unsafe fn part(region: Arc<Self>, start: usize, bytes: usize) -> Self {
-        debug_assert!(start.is_multiple_of(Self::LINE) && start + bytes <= region.len);
+        assert!(start.is_multiple_of(Self::LINE) && bytes <= region.len && start <= region.len - bytes);
         // SAFETY: passed on to the caller.
         let ptr = unsafe { region.ptr.add(start) };
         Self { ptr, len: bytes, owner: Owner::Region { _alive: region }, marker: PhantomData }

@@ -213,15 +213,16 @@ impl Product<'_> {
             }
         }
         let (share, lines) = self.prefetch(steps, block_rows);
-        t.prefetch = t.w.wrapping_add(block.len() + first / MAX_ROWS * share);
+        // Tiles start at multiples of 6, but for the last one, which may start one or two rows before.
+        t.prefetch = t.w.wrapping_add(block.len() + first.div_ceil(MAX_ROWS) * share);
         t.prefetch_lines = lines;
         Some(t)
     }
 
     /// Bytes of the next block of steps, which lies behind this one, that a tile prefetches, and lines of
-    /// them for 16 steps: the tiles share it.
+    /// them for each round: the tiles share it. F16 blocks are copied before use, which reads ahead.
     fn prefetch(&self, steps: &Range<usize>, block_rows: usize) -> (usize, usize) {
-        if !self.blocking.prefetch {
+        if !self.blocking.prefetch || self.panels.format == WeightFormat::F16 {
             return (0, 0);
         }
         let tiles = block_rows.div_ceil(MAX_ROWS);

@@ -9,7 +9,8 @@ impl Kernels {
     /// Quantises a row in groups of `group` elements, the last of which may be shorter:
     /// `values = round(x * (127 / amax))`, ties to even, and `scales = amax / 127`, where amax is the
     /// group's largest magnitude; `sums` are the sums of the values. x is about `value * scale`, within
-    /// half a scale. The same bits on every tier.
+    /// half a scale. The same bits on every tier. The sum of a group of more than 16 million elements may
+    /// wrap.
     ///
     /// A group with nothing above 1.5e-36 has values, sum and scale 0. A group with a NaN has the
     /// scale NaN and one with an infinity the scale infinity, with values and sum 0: both make NaN of

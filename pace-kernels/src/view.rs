@@ -297,6 +297,8 @@ impl Shape {
             needed.is_some_and(|needed| needed <= len),
             "{len} elements are too few for {rows} rows of {cols} at stride {row_stride}"
         );
+        // A stride that leads nowhere may be any number; nobody shall calculate with it.
+        let row_stride = if rows <= 1 || cols == 0 { cols } else { row_stride };
         Self { rows, cols, row_stride }
     }
 

@@ -39,12 +39,14 @@ pub enum PackError<E> {
 }
 
 impl PackedWeights {
-    /// Packs an `[n, k]` matrix.
+    /// Packs an `[n, k]` matrix. A format alone means rows, in the order of a checkpoint; [`Kernels::gemm`]
+    /// wants [`PackSpec::panels`].
     ///
     /// `fill(rows, panel)` writes the f32 weights of some consecutive rows, row after row, into
     /// `panel`, which has `rows.len() * k` elements of unspecified contents. It is called on the
     /// threads of `par`, once for every row, and the thread that fills a panel is the first to
     /// touch the memory it is stored in. The whole matrix never exists in f32 unless that is the format.
+    /// Conversions run on the best tier of the CPU: their bits are the same on all.
     ///
     /// # Errors
     /// There is too little memory, or `fill` failed: then its first error, and panels that were not

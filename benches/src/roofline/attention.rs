@@ -6,7 +6,7 @@ use pace_kernels::{
     ActMut, ActRef, AttentionParams, AttentionPlan, AttentionSegment, MatMut, MatRef, Scratch, Unit, bf16,
 };
 
-use super::limits::Limits;
+use super::limits::{Limits, memory_bytes};
 use super::{Options, Row};
 use crate::blocks::Layers;
 use crate::paired::{giga_rate, paired};
@@ -18,9 +18,6 @@ const HEAD_DIMS: [usize; 2] = [64, 128];
 const PREFILL_TOKENS: [usize; 2] = [512, 2048];
 const DECODE_TOKENS: usize = 4096;
 const DECODE_SEQUENCES: [usize; 2] = [1, 8];
-
-/// Bytes of keys and values that decode goes through, so that no cache helps.
-const ROTATION: usize = 256 << 20;
 
 /// A batch with its operands.
 struct Batch<'a> {
@@ -48,7 +45,7 @@ impl<'a> Batch<'a> {
         let segment = AttentionSegment { position: tokens - new, tokens: new };
         plan.rebuild(&params, bench.cx().par.threads(), (0..sequences).map(|_| segment));
         let len = sequences * new * N_HEADS * head_dim;
-        Self {
+        let mut this = Self {
             bench,
             params,
             plan,
@@ -56,7 +53,11 @@ impl<'a> Batch<'a> {
             q: numbers(5, len).into_iter().map(bf16::from_f32).collect(),
             out: vec![bf16::ZERO; len],
             scratch: Scratch::new(),
-        }
+        };
+        this.run();
+        // Values are below 1, and so is what a softmax makes of them.
+        assert!(this.out.iter().all(|x| x.to_f32().abs() <= 1.0), "attention: a result is out of range");
+        this
     }
 
     fn run(&mut self) {
@@ -122,7 +123,7 @@ fn prefill(bench: &Bench, limits: &Limits<'_>, options: &Options, head_dim: usiz
 }
 
 fn decode(bench: &Bench, options: &Options, head_dim: usize, sequences: usize) -> Row {
-    let batch = Batch::new(bench, head_dim, sequences, DECODE_TOKENS, 1, ROTATION);
+    let batch = Batch::new(bench, head_dim, sequences, DECODE_TOKENS, 1, memory_bytes());
     let batch = std::cell::RefCell::new(batch);
     let got = paired(options.samples, || batch.borrow().read(), || batch.borrow_mut().rotate());
     let row = Row::new(bench, "attn_decode", "GB/s", got);

@@ -3,17 +3,23 @@
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pace_kernels::{Buffer, Placement, Unit};
+use pace_kernels::{Buffer, MatMut, Placement, Unit};
 
 use super::Peaks;
 use crate::Bench;
+use crate::machine::l3_bytes;
 use crate::paired::{giga_rate, median};
 
-/// Bytes to read for the bandwidth of memory: 8 times a large last-level cache.
+/// Bytes to read for the bandwidth of memory, at least.
 const MEMORY_BYTES: usize = 256 << 20;
 
 /// Bytes of each thread's part when the second-level cache is read: half of the smallest there is.
 pub const L2_BYTES: usize = 256 << 10;
+
+/// Bytes of which no cache holds a part that counts: 4 times all last-level caches.
+pub(super) fn memory_bytes() -> usize {
+    MEMORY_BYTES.max(4 * l3_bytes().unwrap_or(0))
+}
 
 /// What limits are measured with.
 pub struct Limits<'a> {
@@ -25,10 +31,16 @@ impl<'a> Limits<'a> {
     /// Allocates and touches the memory.
     ///
     /// # Panics
-    /// There are no 256 MiB left.
+    /// There is too little memory.
     pub fn new(bench: &'a Bench) -> Self {
-        let mut memory = Buffer::zeroed(MEMORY_BYTES, Placement::default()).unwrap_or_else(|e| panic!("{e}"));
-        memory.as_mut_slice::<f32>().fill(1.0);
+        let bytes = memory_bytes();
+        let mut memory = Buffer::zeroed(bytes, Placement::default()).unwrap_or_else(|e| panic!("{e}"));
+        let par = bench.cx().par;
+        let part = bytes / size_of::<f32>() / par.threads();
+        let parts: Vec<usize> = (0..=par.threads()).collect();
+        // Each thread first touches the part that it reads.
+        let data = MatMut::new(memory.as_mut_slice::<f32>(), par.threads(), part);
+        par.grid(data, &parts, part, &mut [], |_, _, _, mut part| part.row_mut(0).fill(1.0));
         Self { bench, memory }
     }
 

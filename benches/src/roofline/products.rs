@@ -7,7 +7,7 @@ use pace_kernels::{
 use super::limits::Limits;
 use super::{Options, Row};
 use crate::paired::{Paired, giga_rate, paired};
-use crate::{Bench, numbers};
+use crate::{Bench, check, numbers};
 
 /// (k, n) of products with many rows: projections of models of 1 to 7 billion parameters.
 const SHAPES: [(usize, usize); 4] = [(2048, 2048), (2048, 8192), (8192, 2048), (4096, 11008)];
@@ -35,7 +35,7 @@ impl<'a> Product<'a> {
         let wide = w.format() == WeightFormat::F32;
         let a = numbers(1, m * w.k());
         let narrow = |len| if wide { Vec::new() } else { vec![bf16::ZERO; len] };
-        Self {
+        let mut this = Self {
             bench,
             w,
             quant,
@@ -44,7 +44,32 @@ impl<'a> Product<'a> {
             wide_a: if wide { a } else { Vec::new() },
             c: narrow(m * w.n()),
             wide_c: if wide { vec![0.0; m * w.n()] } else { Vec::new() },
-        }
+        };
+        this.run();
+        this.check();
+        this
+    }
+
+    /// The last row's last results in f64, with the weights as they are stored.
+    fn check(&self) {
+        let (k, n) = (self.w.k(), self.w.n());
+        let a = numbers(1, self.m * k).split_off((self.m - 1) * k);
+        let mut row = vec![0.0; k];
+        let columns = n - n.min(64)..n;
+        let want: Vec<f64> = columns
+            .clone()
+            .map(|j| {
+                self.w.row(j, &self.bench.cx().kernels, &mut row);
+                row.iter().zip(&a).map(|(w, a)| f64::from(*w) * f64::from(*a)).sum()
+            })
+            .collect();
+        let at = (self.m - 1) * n + columns.start..self.m * n;
+        let got: Vec<f32> = if self.w.format() == WeightFormat::F32 {
+            self.wide_c[at].to_vec()
+        } else {
+            self.c[at].iter().map(|c| c.to_f32()).collect()
+        };
+        check("gemm", &got, &want, 0.05);
     }
 
     fn run(&mut self) {
@@ -84,10 +109,11 @@ pub(super) fn measure(
         ("gemm_int8_g64", WeightFormat::Int8, ActQuant::Groups, Unit::Int8),
     ];
     for (kernel, format, quant, unit) in kinds {
-        if !options.wants(kernel) {
-            continue;
-        }
+        let beside = format == WeightFormat::F32 && options.wants("gemm_crate_f32");
         for (k, n) in SHAPES {
+            if !options.wants(kernel) {
+                break;
+            }
             let w = bench.panels(format, n, k);
             for m in MANY_ROWS {
                 progress(&format!("{kernel} {m} x {k} x {n}"));
@@ -96,11 +122,13 @@ pub(super) fn measure(
                 let work = || giga_rate(flops, || product.run());
                 let got = paired(options.samples, || limits.peak(unit), work);
                 rows.push(product.row(kernel, "GFLOP/s", got));
-                if format == WeightFormat::F32 {
-                    progress(&format!("gemm_crate_f32 {m} x {k} x {n}"));
-                    rows.push(library(bench, limits, options, m, k, n));
-                }
             }
+        }
+        for (m, (k, n)) in
+            SHAPES.into_iter().flat_map(|shape| MANY_ROWS.map(|m| (m, shape))).filter(|_| beside)
+        {
+            progress(&format!("gemm_crate_f32 {m} x {k} x {n}"));
+            rows.push(library(bench, limits, options, m, k, n));
         }
     }
     stream(bench, limits, options, progress, rows, ("gemv_bf16", WeightFormat::Bf16, &[1]));

@@ -169,15 +169,23 @@ impl Product<'_> {
         let (multiply, multiply_stride) = match self.epilogue.multiply {
             None => (std::ptr::null(), 0),
             Some(ActRef::F32(m)) => {
-                (m.row(row)[cols.start..].as_ptr().cast(), m.row_stride() * size_of::<f32>())
+                let at = row * m.row_stride() + cols.start;
+                (m.as_ptr().wrapping_add(at).cast(), m.row_stride() * size_of::<f32>())
             }
             Some(ActRef::Bf16(m)) => {
-                (m.row(row)[cols.start..].as_ptr().cast(), m.row_stride() * size_of::<bf16>())
+                let at = row * m.row_stride() + cols.start;
+                (m.as_ptr().wrapping_add(at).cast(), m.row_stride() * size_of::<bf16>())
             }
         };
         let (out, out_stride) = match c {
-            ActMut::F32(c) => (c.row_mut(out_row).as_mut_ptr().cast(), c.row_stride() * size_of::<f32>()),
-            ActMut::Bf16(c) => (c.row_mut(out_row).as_mut_ptr().cast(), c.row_stride() * size_of::<bf16>()),
+            ActMut::F32(c) => {
+                let at = out_row * c.row_stride();
+                (c.as_mut_ptr().wrapping_add(at).cast(), c.row_stride() * size_of::<f32>())
+            }
+            ActMut::Bf16(c) => {
+                let at = out_row * c.row_stride();
+                (c.as_mut_ptr().wrapping_add(at).cast(), c.row_stride() * size_of::<bf16>())
+            }
         };
         EpilogueArgs {
             bias: at(cols.start),

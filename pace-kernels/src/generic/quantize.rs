@@ -93,10 +93,10 @@ pub(crate) fn largest_bits<X: Stored>(src: &[X]) -> u32 {
 /// Quantises elements of at most 127 / inverse; returns the sum of the values.
 #[inline(always)]
 pub(crate) fn values<X: Stored>(src: &[X], inverse: f32, out: &mut [i8]) -> i32 {
-    let mut sum = 0;
+    let mut sum: i32 = 0;
     for (value, x) in out.iter_mut().zip(src) {
         *value = (x.widen() * inverse + ROUND).to_bits() as i8;
-        sum += i32::from(*value);
+        sum = sum.wrapping_add(i32::from(*value));
     }
     sum
 }

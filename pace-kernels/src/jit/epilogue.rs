@@ -150,7 +150,12 @@ impl Vector<'_> {
         }
         if self.epilogue.accumulate {
             self.load(asm, other, OUT.address, self.epilogue.out)?;
-            asm.vaddps(self.acc, self.acc, other)?;
+            // The order of the table's kernel, which decides which of two NaNs is passed on.
+            if self.epilogue.out == DType::F32 {
+                asm.vaddps(self.acc, other, self.acc)?;
+            } else {
+                asm.vaddps(self.acc, self.acc, other)?;
+            }
         }
         temps.give(other);
         self.store(asm, &mut temps)

@@ -255,7 +255,13 @@ impl Shared {
             // SAFETY: the closure outlives the region (see `Pool::region`).
             let job = unsafe { &*job };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(member))) {
-                lock(&self.panic).get_or_insert(panic);
+                let mut first = lock(&self.panic);
+                if first.is_none() {
+                    *first = Some(panic);
+                } else {
+                    // Dropping what somebody panicked with may panic, and then nobody would finish.
+                    std::mem::forget(panic);
+                }
             }
             self.barrier.finish();
         }

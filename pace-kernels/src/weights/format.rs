@@ -25,7 +25,8 @@ impl WeightFormat {
     /// Every format, groups of 64 for those that have groups.
     pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int8Group(64)];
 
-    /// Bytes that `weights` weights take. The scales of `Int8`, one for each output, come on top.
+    /// Bytes that `weights` weights take, at least: the scales of `Int8`, one for each output, and what pads
+    /// outputs to panels and inputs to groups come on top.
     pub const fn bytes(self, weights: usize) -> usize {
         match self {
             Self::F32 => weights * size_of::<f32>(),
@@ -113,6 +114,18 @@ pub struct PackSpec {
     pub format: WeightFormat,
     /// Where it is stored.
     pub layout: WeightLayout,
+}
+
+impl PackSpec {
+    /// In panels, for [`Kernels::gemm`](crate::Kernels::gemm).
+    pub const fn panels(format: WeightFormat) -> Self {
+        Self { format, layout: WeightLayout::PANELS }
+    }
+
+    /// A gate matrix with the up matrix below it, in panels that hold half of each.
+    pub const fn paired_panels(format: WeightFormat) -> Self {
+        Self { format, layout: WeightLayout::PAIRED_PANELS }
+    }
 }
 
 impl From<WeightFormat> for PackSpec {

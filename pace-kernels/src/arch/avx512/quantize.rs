@@ -25,9 +25,9 @@ pub(super) fn group<X: Stored>(simd: V4, src: &[X], values: &mut [i8]) -> (f32, 
     }
     match Scale::of(largest) {
         Scale::Factor { scale, inverse } => {
-            let mut sum = quantize::values(tail, inverse, value_tail);
+            let mut sum: i32 = quantize::values(tail, inverse, value_tail);
             for (chunk, values) in chunks.iter().zip(value_chunks) {
-                sum += values_of_64(load(simd, chunk), inverse, values);
+                sum = sum.wrapping_add(values_of_64(load(simd, chunk), inverse, values));
             }
             (scale, sum)
         }
