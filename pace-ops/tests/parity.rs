@@ -96,7 +96,8 @@ fn everywhere(
     for isa in Isa::supported() {
         for dtype in [DType::F32, DType::Bf16] {
             let scratch = Scratch::new();
-            test(&OpCx { kernels: Kernels::new(isa).unwrap(), par: pool.par(), scratch: &scratch }, dtype)?;
+            let kernels = Kernels::new(isa).unwrap();
+            test(&OpCx { kernels, par: pool.par(), scratch: &scratch, profile: None }, dtype)?;
         }
     }
     Ok(())

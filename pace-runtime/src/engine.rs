@@ -230,7 +230,7 @@ fn run(
         }
     };
     let scratch = Scratch::new();
-    let cx = OpCx { kernels, par: pool.par(), scratch: &scratch };
+    let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: None };
     let mut scheduler = Scheduler::new(model.as_ref(), config.kv_cache, config.kv_dtype);
     if ready.send(Ok(info)).is_err() {
         return;
