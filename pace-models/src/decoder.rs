@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, Arena, DType, MatMut, Par, Placement};
-use pace_ops::{Embedding, LmHead, Norm, OpCx, Rope, RopeAngles};
+use pace_ops::{Embedding, LayerKind, LmHead, Norm, OpCx, Rope, RopeAngles};
 
 use crate::arch::{Architecture, Role};
 use crate::batch::{Sequence, Workspace};
@@ -125,11 +125,14 @@ impl Model for Decoder {
     fn forward(&self, cx: &OpCx<'_>, ws: &mut Workspace, batch: &mut [Sequence]) {
         let rows: usize = batch.iter().map(|s| s.input.len()).sum();
         ws.plan.rebuild(batch.iter().map(|s| (s.kv.len(), s.input.len())), self.tile_tokens);
+        cx.enter(LayerKind::Embedding, None);
         let angles = self.angles(cx, &mut ws.inv_freq, batch, rows);
         self.embedding.forward(cx, batch.iter().flat_map(|s| &s.input), ws.x.rows_mut(rows));
         for (i, layer) in self.layers.iter().enumerate() {
+            cx.enter(LayerKind::Decoder, Some(i));
             layer.forward(cx, i, ws, &angles, batch);
         }
+        cx.enter(LayerKind::Output, None);
         self.keep_outputs(cx, ws, batch);
         for seq in batch {
             let len = seq.kv.len() + seq.input.len();
@@ -139,6 +142,7 @@ impl Model for Decoder {
     }
 
     fn logits(&self, cx: &OpCx<'_>, hidden: ActRef<'_>, logits: MatMut<'_, f32>) {
+        cx.enter(LayerKind::Output, None);
         self.lm_head.forward(cx, hidden, logits);
     }
 }
