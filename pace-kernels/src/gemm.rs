@@ -12,6 +12,7 @@ mod blocking;
 pub(crate) mod epilogue;
 mod generated;
 mod input;
+mod sums;
 pub(crate) mod tile;
 
 use std::ops::Range;
@@ -21,9 +22,10 @@ pub use self::epilogue::Epilogue;
 use self::epilogue::{RowEpilogue, RowMut};
 use self::generated::Generated;
 use self::input::{Form, Input};
+use self::sums::Ends;
 use self::tile::{MAX_ROWS, PREFETCH_STEPS, TileArgs, TileKind};
 use crate::weights::Panels;
-use crate::{ActMut, ActRef, Kernels, PackedWeights, Par, Scratch, WeightFormat};
+use crate::{ActMut, ActRef, Kernels, MatMut, MatRef, Par, Scratch, WeightFormat, WeightSlice};
 
 /// How activations are rounded for int8 weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -48,8 +50,8 @@ pub struct GemmCx<'a> {
 }
 
 impl Kernels {
-    /// c = epilogue(a w^T): a is `[m, k]`, w `[n, k]` in [panels](crate::WeightLayout::Panels), c
-    /// `[m, n]` (`[m, n / 2]` if w is paired).
+    /// c = epilogue(a w^T): a is `[m, k]`, w `[n, k]` in [panels](crate::WeightLayout::Panels) or a
+    /// [slice](crate::PackedWeights::slice) of such a matrix, c `[m, n]` (`[m, n / 2]` if w is paired).
     ///
     /// bf16 weights multiply bf16 activations and sum in f32; f32 activations are rounded first. f32 and f16
     /// weights multiply f32 activations. Int8 weights multiply activations that are rounded to int8, sum
@@ -57,46 +59,93 @@ impl Kernels {
     /// that a row's result does not depend on the rows beside it, nor on the number of threads.
     ///
     /// # Panics
-    /// If the weights are not in panels, or the shapes do not match.
-    pub fn gemm(
+    /// If the weights are not in panels, the shapes do not match, or [`ActQuant::Token`] meets int8
+    /// weights of which a slice lacks some inputs: the scale is the whole row's.
+    pub fn gemm<'w>(
         &self,
         cx: &GemmCx<'_>,
         a: ActRef<'_>,
-        w: &PackedWeights,
+        w: impl Into<WeightSlice<'w>>,
         c: ActMut<'_>,
         epilogue: &Epilogue<'_>,
     ) {
-        with_product(*self, cx, a, w, c, epilogue, |product, c| product.run(cx, c));
+        let ends = Ends::Result { start: None, c };
+        with_product(*self, cx, a, w.into(), ends, epilogue, |product, ends| product.run(cx, &ends));
+    }
+
+    /// Sums over some inputs only, to go on from: `sums` `[m, n]` becomes a w^T, or that added to what it
+    /// holds if `resume`, where `w` is a [slice](crate::PackedWeights::slice) of a matrix.
+    ///
+    /// Parts of the inputs that follow each other, this function for all of them but the last and
+    /// [`gemm_resume`](Self::gemm_resume) for that one, give the bits of [`gemm`](Self::gemm)
+    /// over all inputs. Until then the sums of `Int8` weights lack the scales of their outputs.
+    ///
+    /// # Panics
+    /// As [`gemm`](Self::gemm), or if the weights are paired.
+    pub fn gemm_partial<'w>(
+        &self,
+        cx: &GemmCx<'_>,
+        a: ActRef<'_>,
+        w: impl Into<WeightSlice<'w>>,
+        sums: MatMut<'_, f32>,
+        resume: bool,
+    ) {
+        let (ends, epilogue) = (Ends::Sums { sums, resume }, Epilogue::default());
+        with_product(*self, cx, a, w.into(), ends, &epilogue, |product, ends| product.run(cx, &ends));
+    }
+
+    /// c = epilogue(sums + a w^T): the last part of a product that [`gemm_partial`](Self::gemm_partial)
+    /// began. `sums` has the shape of c.
+    ///
+    /// # Panics
+    /// As [`gemm_partial`](Self::gemm_partial).
+    pub fn gemm_resume<'w>(
+        &self,
+        cx: &GemmCx<'_>,
+        a: ActRef<'_>,
+        w: impl Into<WeightSlice<'w>>,
+        sums: MatRef<'_, f32>,
+        c: ActMut<'_>,
+        epilogue: &Epilogue<'_>,
+    ) {
+        let ends = Ends::Result { start: Some(sums), c };
+        with_product(*self, cx, a, w.into(), ends, epilogue, |product, ends| product.run(cx, &ends));
     }
 }
 
 /// Checks the shapes, prepares the activations, and calls `f` with the product, if there is one.
-fn with_product<R>(
+fn with_product<'c, R>(
     kernels: Kernels,
     cx: &GemmCx<'_>,
     a: ActRef<'_>,
-    w: &PackedWeights,
-    c: ActMut<'_>,
+    w: WeightSlice<'_>,
+    ends: Ends<'c>,
     epilogue: &Epilogue<'_>,
-    f: impl FnOnce(Product<'_>, ActMut<'_>) -> R,
+    f: impl FnOnce(Product<'_>, Ends<'c>) -> R,
 ) -> Option<R> {
     let panels = w.panels().expect("the weights of `gemm` are packed in panels");
+    let (rows, cols) = ends.shape();
     assert!(
-        a.cols() == w.k() && c.rows() == a.rows() && c.cols() == w.result_cols(),
-        "{a:?} times [{}, {}]^T does not fit {c:?}",
+        a.cols() == w.k() && rows == a.rows() && cols == w.result_cols(),
+        "{a:?} times [{}, {}]^T does not fit [{rows}, {cols}]",
         w.n(),
         w.k()
     );
-    epilogue.check(w, a.rows());
-    if c.rows() == 0 || c.cols() == 0 {
+    assert!(!(panels.paired && ends.are_partial()), "paired weights are multiplied in one go");
+    epilogue.check(&w, rows);
+    let form = Form::new(&panels, cx.act_quant);
+    assert!(
+        form.kind != TileKind::Int8 || cx.act_quant != ActQuant::Token || w.has_whole_rows(),
+        "a scale for each row needs all inputs of the row"
+    );
+    if rows == 0 || cols == 0 {
         return None;
     }
-    let form = Form::new(&panels, cx.act_quant);
     let mut converted = cx.scratch.take(form.scratch_len(a));
     let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
-    let blocking = Blocking::new(a.rows(), &panels);
+    let blocking = Blocking::new(rows, &panels);
     let product = Product { kernels, generated: None, w, panels, form, input, blocking, epilogue };
-    Some(f(product, c))
+    Some(f(product, ends))
 }
 
 /// One product.
@@ -104,7 +153,7 @@ struct Product<'a> {
     kernels: Kernels,
     /// Tiles to use instead of the table's.
     generated: Option<Generated>,
-    w: &'a PackedWeights,
+    w: WeightSlice<'a>,
     panels: Panels,
     form: Form,
     input: Input,
@@ -112,12 +161,28 @@ struct Product<'a> {
     epilogue: &'a Epilogue<'a>,
 }
 
+/// The rows and the panel that one thread computes.
+struct Task<'t> {
+    rows: Range<usize>,
+    /// Of the output.
+    cols: Range<usize>,
+    weights: &'t [u8],
+    scales: &'t [f32],
+    /// Of these rows and columns.
+    ends: Ends<'t>,
+}
+
 impl Product<'_> {
-    fn run(&self, cx: &GemmCx<'_>, c: ActMut<'_>) {
+    fn run(&self, cx: &GemmCx<'_>, ends: &Ends<'_>) {
         let mut slots = cx.scratch.take(cx.par.threads() * self.slot_len());
         cx.par.runs(self.blocking.tasks(), &mut slots, |slot, task| {
+            let (rows, panel) = self.blocking.task(task);
+            let width = self.panels.result_width();
+            let cols = panel * width..self.w.result_cols().min((panel + 1) * width);
+            let (weights, scales) = self.w.panel(panel);
             // SAFETY: tasks are disjoint parts of the output, and each is handed out once.
-            self.task(task, slot, unsafe { c.alias() });
+            let ends = unsafe { ends.part(rows.clone(), cols.clone()) };
+            self.task(Task { rows, cols, weights, scales, ends }, slot);
         });
     }
 
@@ -130,38 +195,47 @@ impl Product<'_> {
         if self.panels.format == WeightFormat::F16 { self.blocking.live_steps() } else { 0 }
     }
 
-    /// Computes the rows and the panel of a task into their part of the output.
-    fn task(&self, task: usize, slot: &mut [f32], c: ActMut<'_>) {
-        let (rows, panel) = self.blocking.task(task);
-        let result_width = self.panels.result_width();
-        let cols = panel * result_width..c.cols().min((panel + 1) * result_width);
-        let mut c = c.into_rows(rows.clone()).into_cols(cols.clone());
-        let (weights, scales) = self.w.panel(&self.panels, panel);
-        let (sums, widened) = slot.split_at_mut(self.blocking.live_rows() * self.panels.width);
+    /// Computes a task. Its sums are in the slot from their start to their end.
+    fn task(&self, mut task: Task<'_>, slot: &mut [f32]) {
+        let width = self.panels.width;
+        let (sums, widened) = slot.split_at_mut(self.blocking.live_rows() * width);
         for steps in self.blocking.step_blocks() {
-            let last = steps.end == self.panels.steps();
-            let block = self.block(weights, &steps, widened);
-            for tile in row_tiles(rows.len()) {
+            let block = self.block(task.weights, &steps, widened);
+            for tile in row_tiles(task.rows.len()) {
                 // Without blocks of steps, one tile's sums are alive at a time.
                 let at = if self.panels.steps() > steps.len() { tile.start } else { 0 };
-                let sums = &mut sums[at * self.panels.width..][..tile.len() * self.panels.width];
-                let first = rows.start + tile.start;
-                let Some(args) = self.tile_args(&steps, block, scales, first, tile.len(), rows.len(), sums)
-                else {
-                    sums.fill(0.0);
-                    self.finish(scales, rows.start, tile, &cols, sums, &mut c);
-                    continue;
-                };
-                if let Some(generated) = &self.generated {
-                    self.generated_tile(generated, &args, last, scales, rows.start, &tile, &cols, &mut c);
-                    continue;
-                }
-                // SAFETY: the CPU has this table's tier, and `tile_args` describes memory that is there.
-                unsafe { (self.kernels.table().gemm_tile)(self.form.kind, &args) }
-                if last {
-                    self.finish(scales, rows.start, tile, &cols, sums, &mut c);
+                let sums = &mut sums[at * width..][..tile.len() * width];
+                self.tile(&mut task, &steps, block, &tile, sums);
+            }
+        }
+    }
+
+    /// Goes on with the sums of some rows of a task, and after the last step brings them to their end.
+    fn tile(
+        &self,
+        task: &mut Task<'_>,
+        steps: &Range<usize>,
+        block: &[u8],
+        tile: &Range<usize>,
+        sums: &mut [f32],
+    ) {
+        let last = steps.end == self.panels.steps();
+        if steps.start == 0 {
+            task.ends.load(tile, sums, self.panels.width);
+        }
+        match (self.tile_args(task, steps, block, tile, sums), &self.generated) {
+            (None, _) if task.ends.resumes() => {}
+            (None, _) => sums.fill(0.0),
+            (Some(args), Some(generated)) => {
+                if self.generated_tile(generated, &args, last, task, tile) {
+                    return;
                 }
             }
+            // SAFETY: the CPU has this table's tier, and `tile_args` describes memory that is there.
+            (Some(args), None) => unsafe { (self.kernels.table().gemm_tile)(self.form.kind, &args) },
+        }
+        if last {
+            self.finish(task, tile, sums);
         }
     }
 
@@ -177,20 +251,18 @@ impl Product<'_> {
         bytemuck::cast_slice(widened)
     }
 
-    /// The tile that adds the products of a block of steps to the sums of `count` rows from `first` on;
-    /// none if there are no steps. `a` has these rows over all steps, because `Input` covers the product;
+    /// The tile that adds the products of a block of steps to the sums of some rows of a task; none if
+    /// there are no steps. `a` has these rows over all steps, because `Input` covers the product;
     /// block and sums are as checked here; scales and offsets exist for every row and group.
     fn tile_args(
         &self,
+        task: &Task<'_>,
         steps: &Range<usize>,
         block: &[u8],
-        scales: &[f32],
-        first: usize,
-        count: usize,
-        block_rows: usize,
+        tile: &Range<usize>,
         sums: &mut [f32],
     ) -> Option<TileArgs> {
-        let width = self.panels.width;
+        let (width, count, first) = (self.panels.width, tile.len(), task.rows.start + tile.start);
         assert!(
             count <= MAX_ROWS && block.len() == steps.len() * width * 4 && sums.len() == count * width,
             "a tile of {count} rows over {} bytes of weights with {} sums",
@@ -204,23 +276,30 @@ impl Product<'_> {
         t.a = self.input.row(first, steps.start);
         t.w = block.as_ptr();
         t.sums = sums.as_mut_ptr();
+        t.resume = steps.start > 0 || task.ends.resumes();
         t.rows = count;
         if int8 {
             let group = 4 * steps.start / self.form.group;
             (t.a_scales, t.a_offsets) = self.input.scale(first, group);
             if let WeightFormat::Int8Group(_) = self.panels.format {
-                t.w_scales = scales[group * width..].as_ptr();
+                t.w_scales = task.scales[group * width..].as_ptr();
             }
         }
-        let (share, lines) = self.prefetch(steps, block_rows);
+        let (share, lines) = self.prefetch(steps, task.rows.len());
+        // After the last block comes the first one of the next panel.
+        let next = if steps.end < self.panels.steps() {
+            t.w.wrapping_add(block.len())
+        } else {
+            task.weights.as_ptr().wrapping_add(self.w.panel_stride())
+        };
         // Tiles start at multiples of 6, but for the last one, which may start one or two rows before.
-        t.prefetch = t.w.wrapping_add(block.len() + first.div_ceil(MAX_ROWS) * share);
+        t.prefetch = next.wrapping_add(first.div_ceil(MAX_ROWS) * share);
         t.prefetch_lines = lines;
         Some(t)
     }
 
-    /// Bytes of the next block of steps, which lies behind this one, that a tile prefetches, and lines of
-    /// them for each round: the tiles share it. F16 blocks are copied before use, which reads ahead.
+    /// Bytes of the next block of steps that a tile prefetches, and lines of them for each round: the tiles
+    /// share it. F16 blocks are copied before use, which reads ahead.
     fn prefetch(&self, steps: &Range<usize>, block_rows: usize) -> (usize, usize) {
         if !self.blocking.prefetch || self.panels.format == WeightFormat::F16 {
             return (0, 0);
@@ -239,7 +318,7 @@ impl Product<'_> {
             steps: steps.len(),
             sums: std::ptr::null_mut(),
             sums_stride: self.panels.width,
-            resume: steps.start > 0,
+            resume: false,
             rows: 0,
             width: self.panels.width,
             prefetch: std::ptr::null(),
@@ -252,41 +331,43 @@ impl Product<'_> {
         }
     }
 
-    /// Stores the sums of a tile of rows, counted from `first`.
-    fn finish(
-        &self,
-        scales: &[f32],
-        first: usize,
-        tile: Range<usize>,
-        cols: &Range<usize>,
-        sums: &mut [f32],
-        c: &mut ActMut<'_>,
-    ) {
-        let bias = self.epilogue.bias.unwrap_or_default();
-        let paired = self.panels.result_width() < self.panels.width;
-        let up = if paired && !bias.is_empty() {
-            self.panels.n / 2 + cols.start..self.panels.n / 2 + cols.end
-        } else {
-            0..0
-        };
-        let mut row = RowEpilogue {
+    /// Brings the sums of some rows of a task to their end.
+    fn finish(&self, task: &mut Task<'_>, tile: &Range<usize>, sums: &mut [f32]) {
+        let rows = tile.clone().zip(sums.chunks_exact_mut(self.panels.width));
+        match &mut task.ends {
+            Ends::Sums { sums: out, .. } => {
+                let cols = out.cols();
+                rows.for_each(|(i, sums)| out.row_mut(i).copy_from_slice(&sums[..cols]));
+            }
+            Ends::Result { c, .. } => {
+                let mut epilogue = self.row_epilogue(task.scales, &task.cols);
+                for (i, sums) in rows {
+                    epilogue.multiply = self.epilogue.multiplier(task.rows.start + i, task.cols.clone());
+                    let out = match c {
+                        ActMut::F32(c) => RowMut::F32(c.row_mut(i)),
+                        ActMut::Bf16(c) => RowMut::Bf16(c.row_mut(i)),
+                    };
+                    // SAFETY: the CPU has this table's tier.
+                    unsafe { (self.kernels.table().finish_row)(sums, &epilogue, out) }
+                }
+            }
+        }
+    }
+
+    /// What the rows of a panel, with these columns of the output, have in common.
+    fn row_epilogue<'r>(&'r self, scales: &'r [f32], cols: &Range<usize>) -> RowEpilogue<'r> {
+        let (bias, half) = (self.epilogue.bias.unwrap_or_default(), self.panels.n / 2);
+        let part = |start: usize| if bias.is_empty() { bias } else { &bias[start..][..cols.len()] };
+        let paired = self.panels.paired;
+        RowEpilogue {
             scales: if self.panels.format == WeightFormat::Int8 { scales } else { &[] },
             half: self.panels.result_width(),
             paired,
-            bias: if bias.is_empty() { bias } else { &bias[cols.clone()] },
-            up_bias: &bias[up],
+            bias: part(cols.start),
+            up_bias: if paired { part(half + cols.start) } else { &[] },
             activation: self.epilogue.activation,
             multiply: epilogue::RowRef::None,
             accumulate: self.epilogue.accumulate,
-        };
-        for (i, sums) in tile.zip(sums.chunks_exact_mut(self.panels.width)) {
-            row.multiply = self.epilogue.multiplier(first + i, cols.clone());
-            let out = match c {
-                ActMut::F32(c) => RowMut::F32(c.row_mut(i)),
-                ActMut::Bf16(c) => RowMut::Bf16(c.row_mut(i)),
-            };
-            // SAFETY: the CPU has this table's tier.
-            unsafe { (self.kernels.table().finish_row)(sums, &row, out) }
         }
     }
 }

@@ -16,7 +16,6 @@ mod memory;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::assembler::{Code, Emit};
 pub(crate) use self::attention::{AttentionKey, AttentionStep, Scores};
 use self::cache::Cache;
 pub(crate) use self::epilogue::EpilogueArgs;
@@ -122,12 +121,18 @@ impl Jit {
     }
 
     /// The instructions of a kernel in Intel's notation, one a line, each after its offset in bytes.
-    /// A kernel that is not kept is generated for this.
+    /// A kernel that is not kept is generated for this, and takes nobody's place.
     ///
     /// # Errors
     /// The name is none of a kernel; see also [`Jit::new`].
     pub fn dump(&self, name: &str) -> Result<String, JitError> {
-        Ok(self.kernel(name.parse()?)?.disassemble())
+        let key = name.parse()?;
+        self.check(&key)?;
+        let kept = self.cache().find(&key);
+        match kept {
+            Some(kernel) => Ok(kernel.disassemble()),
+            None => Ok(Kernel::generate(&key)?.disassemble()),
+        }
     }
 
     /// The tile for a key.
@@ -148,10 +153,14 @@ impl Jit {
 
     fn kernel(&self, key: KernelKey) -> Result<Arc<Kernel>, JitError> {
         assert!(key.is_valid(), "no kernel: {key:?}");
-        if self.kernels.isa() < key.isa() {
-            return Err(JitError::Isa { needed: key.isa(), actual: self.kernels.isa() });
-        }
-        self.cache().get_or_insert(&key, || Kernel::new(key.to_string(), key.generate()))
+        self.check(&key)?;
+        self.cache().get_or_insert(&key, || Kernel::generate(&key))
+    }
+
+    /// Whether the tier has the instructions that a kernel needs.
+    fn check(&self, key: &KernelKey) -> Result<(), JitError> {
+        let (needed, actual) = (key.isa(), self.kernels.isa());
+        if actual < needed { Err(JitError::Isa { needed, actual }) } else { Ok(()) }
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -213,8 +222,9 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn new(name: String, code: Emit<Code>) -> Result<Self, JitError> {
-        match code {
+    fn generate(key: &KernelKey) -> Result<Self, JitError> {
+        let name = key.to_string();
+        match key.generate() {
             Ok(code) => {
                 let pages = Executable::new(&code.bytes).map_err(JitError::Memory)?;
                 Ok(Self { name, code: pages, instructions: code.instructions })

@@ -6,7 +6,7 @@
 //! - [`MatRef`], [`MatMut`], [`ActRef`], [`ActMut`]: borrowed matrices. [`ActBuf`], [`Buffer`], [`Arena`],
 //!   [`Scratch`]: memory.
 //! - [`Pool`] and [`Par`]: threads.
-//! - [`PackedWeights`]: a weight matrix, packed once.
+//! - [`PackedWeights`]: a weight matrix, packed once. [`WeightSlice`]: a part of one.
 //! - [`Jit`]: products and attention by code that is generated for their shape.
 //! - [`KvLayout`], [`KvRun`]: keys and values in blocks of [`KV_BLOCK`] tokens.
 //! - [`Kernels::attention`], [`AttentionPlan`], [`KvSource`]: flash attention over them.
@@ -58,5 +58,5 @@ pub use crate::scratch::{Scratch, ScratchBuf};
 pub use crate::table::Kernels;
 pub use crate::view::{ActBuf, ActMut, ActRef, MatMut, MatRef};
 pub use crate::weights::{
-    PackError, PackSpec, PackedWeights, UnknownWeightFormat, WeightFormat, WeightLayout,
+    PackError, PackSpec, PackedWeights, UnknownWeightFormat, WeightFormat, WeightLayout, WeightSlice,
 };

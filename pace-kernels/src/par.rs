@@ -120,6 +120,27 @@ impl<'a> Par<'a> {
         });
     }
 
+    /// Cuts two matrices of as many rows into tiles of whole rows and calls `f(row_tile, a_tile, b_tile)` once for
+    /// each.
+    ///
+    /// # Panics
+    /// If the rows differ, or as [`grid`](Self::grid).
+    pub fn row_tiles_of_two(
+        &self,
+        a: ActMut<'_>,
+        b: ActMut<'_>,
+        row_cuts: &[usize],
+        f: impl Fn(usize, ActMut<'_>, ActMut<'_>) + Sync,
+    ) {
+        assert_eq!(a.rows(), b.rows(), "rows of two matrices");
+        let grid = Grid::new(a.rows(), 1, row_cuts, 1);
+        self.tasks(row_cuts.len() - 1, &mut [], |_, tile| {
+            // SAFETY: the row tiles of a grid are disjoint, and each is handed out once.
+            let (a, b) = unsafe { (a.alias(), b.alias()) };
+            f(tile, a.into_rows(grid.rows(tile)), b.into_rows(grid.rows(tile)));
+        });
+    }
+
     /// As [`grid`](Self::grid), for activations of either type.
     ///
     /// # Panics

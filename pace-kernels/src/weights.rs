@@ -2,6 +2,7 @@
 
 mod format;
 mod panels;
+mod slice;
 
 use std::ops::Range;
 
@@ -9,6 +10,7 @@ use half::{bf16, f16};
 
 pub use self::format::{PackSpec, UnknownWeightFormat, WeightFormat, WeightLayout};
 pub(crate) use self::panels::Panels;
+pub use self::slice::WeightSlice;
 use crate::par::FirstError;
 use crate::{Arena, Buffer, Element, Kernels, MatMut, MatRef, OutOfMemory, Par, Placement};
 

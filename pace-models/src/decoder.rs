@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, Arena, DType, MatMut, Par, Placement};
-use pace_ops::{Embedding, LayerKind, LmHead, Norm, OpCx, Rope, RopeAngles};
+use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Placement};
+use pace_ops::{
+    AttentionShape, Embedding, LayerKind, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles, Selection,
+};
 
 use crate::arch::{Architecture, Role};
 use crate::batch::{Sequence, Workspace};
-use crate::layer::Layer;
+use crate::layer::{Layer, load_norm};
 use crate::rope::RopeFrequencies;
+use crate::self_attention::attention_shape;
 use crate::tensor_loader::{LoadOptions, TensorLoader};
 use crate::weights::WeightSource;
 use crate::{DecoderSpec, Model, ModelError};
@@ -24,11 +27,13 @@ pub struct Decoder {
     rope: Rope,
     frequencies: RopeFrequencies,
     weight_bytes: usize,
-    tile_tokens: usize,
+    attention: AttentionShape,
+    selection: Selection,
 }
 
 impl Decoder {
-    /// Checks every tensor's presence and shape, then packs the weights of `source` on the threads of `par`.
+    /// Checks every tensor's presence and shape, then packs the weights of `source` on the threads of `par` for the
+    /// tier of `kernels`.
     /// `progress` is called with the number of weights just packed, from any thread.
     ///
     /// # Errors
@@ -39,33 +44,34 @@ impl Decoder {
         arch: Architecture,
         spec: &DecoderSpec,
         options: LoadOptions,
+        kernels: Kernels,
         par: Par<'_>,
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Self, ModelError> {
         arch.validate_shapes(source, spec)?;
+        let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
+        let (activations, weight_bytes) = (options.activations, spec.weight_bytes(options.weights));
         let arena = Arena::new(Placement::default());
-        let loader = TensorLoader { source, arch, spec, options, par, arena, progress };
-        let ops = options.operators;
-        let embedding = loader.matrix(&[Role::Embedding], spec.hidden)?;
-        let lm_head = if spec.tied_embeddings {
-            Arc::clone(&embedding)
-        } else {
-            loader.matrix(&[Role::LmHead], spec.hidden)?
-        };
-        let layers = (0..spec.n_layers).map(|i| Layer::load(&loader, i)).collect::<Result<_, _>>()?;
-        let final_norm = Norm::rms(loader.vector(&[Role::FinalNorm])?, spec.norm_eps, ops.norm)?;
+        let mut loader = TensorLoader { source, arch, spec, options, selection, par, arena, progress };
+        let (embedding, lm_head) = load_vocabulary(&mut loader)?;
+        let layers = (0..spec.n_layers).map(|i| Layer::load(&mut loader, i)).collect::<Result<_, _>>()?;
+        let final_norm = load_norm(&mut loader, Role::FinalNorm)?;
+        let choice = loader.choose(OpShape::row(Operator::Rope, activations.into(), spec.head_dim))?;
+        let rope = Rope::new(loader.build(), spec.head_dim, activations, choice)?;
+        let rope = loader.admit(rope);
         source.check_unchanged()?;
         Ok(Self {
             spec: spec.clone(),
-            activations: options.activations,
-            embedding: Embedding::new(embedding),
+            activations,
+            embedding,
             layers,
             final_norm,
-            lm_head: LmHead::new(lm_head, ops.lm_head)?,
-            rope: Rope::new(spec.head_dim, ops.rope)?,
+            lm_head,
+            rope,
             frequencies: RopeFrequencies::new(&spec.rope, spec.head_dim),
-            weight_bytes: spec.weight_bytes(options.weights),
-            tile_tokens: pace_ops::Attention::tile_tokens(&crate::self_attention::attention_shape(spec)),
+            weight_bytes,
+            attention: attention_shape(spec),
+            selection: loader.selection,
         })
     }
 
@@ -122,9 +128,14 @@ impl Model for Decoder {
         self.weight_bytes
     }
 
+    fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
     fn forward(&self, cx: &OpCx<'_>, ws: &mut Workspace, batch: &mut [Sequence]) {
         let rows: usize = batch.iter().map(|s| s.input.len()).sum();
-        ws.plan.rebuild(batch.iter().map(|s| (s.kv.len(), s.input.len())), self.tile_tokens);
+        let new = batch.iter().map(|s| (s.kv.len(), s.input.len()));
+        ws.plan.rebuild(&self.attention, cx.par.threads(), new);
         cx.enter(LayerKind::Embedding, None);
         let angles = self.angles(cx, &mut ws.inv_freq, batch, rows);
         self.embedding.forward(cx, batch.iter().flat_map(|s| &s.input), ws.x.rows_mut(rows));
@@ -145,6 +156,23 @@ impl Model for Decoder {
         cx.enter(LayerKind::Output, None);
         self.lm_head.forward(cx, hidden, logits);
     }
+}
+
+/// The embedding and the LM head, which share a matrix where the model ties them.
+fn load_vocabulary(loader: &mut TensorLoader<'_>) -> Result<(Embedding, LmHead), ModelError> {
+    let DecoderSpec { vocab_size, hidden, tied_embeddings, .. } = *loader.spec;
+    let format = loader.options.weights;
+    let shape = OpShape::matrix(Operator::LmHead, format.into(), vocab_size, hidden);
+    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape)?);
+    let role = if tied_embeddings { Role::Embedding } else { Role::LmHead };
+    let head = loader.matrix(&[role], hidden, packed)?;
+    let embedding = if tied_embeddings {
+        Arc::clone(&head)
+    } else {
+        loader.matrix(&[Role::Embedding], hidden, format)?
+    };
+    let lm_head = LmHead::new(loader.build(), head, choice)?;
+    Ok((Embedding::new(embedding), loader.admit(lm_head)))
 }
 
 fn copy_row(from: ActRef<'_>, row: usize, to: &mut ActMut<'_>, at: usize) {

@@ -1,22 +1,26 @@
 //! The gated feed-forward layer's weights.
 
-use pace_ops::{Mlp, MlpWeights};
+use pace_ops::{Mlp, MlpWeights, OpShape, Operator};
 
 use crate::ModelError;
 use crate::arch::{LayerRole, Role};
 use crate::tensor_loader::TensorLoader;
 
 /// Loads the feed-forward layer of `layer`.
-pub(crate) fn load(loader: &TensorLoader<'_>, layer: usize) -> Result<Mlp, ModelError> {
-    let spec = loader.spec;
-    let role = |role: LayerRole| [Role::Layer(layer, role)];
+pub(crate) fn load(loader: &mut TensorLoader<'_>, layer: usize) -> Result<Mlp, ModelError> {
+    let (hidden, ffn, biased) = (loader.spec.hidden, loader.spec.ffn, loader.spec.mlp_bias);
+    let (format, activation) = (loader.options.weights, loader.spec.activation);
+    let role = |role: LayerRole| Role::Layer(layer, role);
+    let shape = OpShape::mlp(format.into(), hidden, ffn, true);
+    let (choice, up) = (loader.choose(shape)?, loader.pack_spec(shape)?);
+    let down = OpShape::matrix(Operator::Linear, format.into(), hidden, ffn);
+    let down = loader.build().pack_spec(down, choice, format);
     let weights = MlpWeights {
-        gate: loader.matrix(&role(LayerRole::Gate), spec.hidden)?,
-        up: loader.matrix(&role(LayerRole::Up), spec.hidden)?,
-        down: loader.matrix(&role(LayerRole::Down), spec.ffn)?,
-        gate_bias: loader.bias(spec.mlp_bias, &role(LayerRole::GateBias))?,
-        up_bias: loader.bias(spec.mlp_bias, &role(LayerRole::UpBias))?,
-        down_bias: loader.bias(spec.mlp_bias, &role(LayerRole::DownBias))?,
+        up: loader.matrix(&[role(LayerRole::Gate), role(LayerRole::Up)], hidden, up)?,
+        down: loader.matrix(&[role(LayerRole::Down)], ffn, down)?,
+        up_bias: loader.bias(biased, &[role(LayerRole::GateBias), role(LayerRole::UpBias)])?,
+        down_bias: loader.bias(biased, &[role(LayerRole::DownBias)])?,
     };
-    Ok(Mlp::new(weights, spec.activation, loader.options.operators.mlp)?)
+    let mlp = Mlp::new(loader.build(), weights, activation, choice)?;
+    Ok(loader.admit(mlp))
 }

@@ -1,6 +1,6 @@
 //! One pre-norm decoder layer.
 
-use pace_ops::{Mlp, Norm, OpCx, RopeAngles};
+use pace_ops::{Mlp, Norm, OpCx, OpShape, Operator, RopeAngles};
 
 use crate::arch::{LayerRole, Role};
 use crate::batch::{Sequence, Workspace};
@@ -16,15 +16,11 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    pub(crate) fn load(loader: &TensorLoader<'_>, layer: usize) -> Result<Self, ModelError> {
-        let norm = |role: LayerRole| -> Result<Norm, ModelError> {
-            let weight = loader.vector(&[Role::Layer(layer, role)])?;
-            Ok(Norm::rms(weight, loader.spec.norm_eps, loader.options.operators.norm)?)
-        };
+    pub(crate) fn load(loader: &mut TensorLoader<'_>, layer: usize) -> Result<Self, ModelError> {
         Ok(Self {
-            attention_norm: norm(LayerRole::AttnNorm)?,
+            attention_norm: load_norm(loader, Role::Layer(layer, LayerRole::AttnNorm))?,
             attention: SelfAttention::load(loader, layer)?,
-            ffn_norm: norm(LayerRole::FfnNorm)?,
+            ffn_norm: load_norm(loader, Role::Layer(layer, LayerRole::FfnNorm))?,
             ffn: feed_forward::load(loader, layer)?,
         })
     }
@@ -44,4 +40,12 @@ impl Layer {
         self.ffn_norm.forward(cx, ws.x.rows(rows), ws.normed.rows_mut(rows));
         self.ffn.forward(cx, ws.normed.rows(rows), ws.x.rows_mut(rows));
     }
+}
+
+/// Loads the norm whose weights are `role`.
+pub(crate) fn load_norm(loader: &mut TensorLoader<'_>, role: Role) -> Result<Norm, ModelError> {
+    let (weight, activations) = (loader.vector(&[role])?, loader.options.activations);
+    let choice = loader.choose(OpShape::row(Operator::Norm, activations.into(), weight.len()))?;
+    let norm = Norm::rms(loader.build(), weight, loader.spec.norm_eps, activations, choice)?;
+    Ok(loader.admit(norm))
 }

@@ -1,7 +1,7 @@
 //! [`Model`]: what the engine needs of a model.
 
 use pace_kernels::{ActRef, DType, MatMut};
-use pace_ops::OpCx;
+use pace_ops::{OpCx, Selection};
 
 use crate::{DecoderSpec, Sequence, Workspace};
 
@@ -15,6 +15,9 @@ pub trait Model: Send + Sync {
 
     /// Bytes of packed weights.
     fn weight_bytes(&self) -> usize;
+
+    /// Which backends the operators got.
+    fn selection(&self) -> &Selection;
 
     /// Appends every sequence's `input` to its cache, clears it, and leaves the rows asked for by `outputs` in
     /// [`Workspace::outputs`].

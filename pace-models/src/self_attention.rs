@@ -2,8 +2,8 @@
 
 use pace_kernels::{ActRef, Element, KV_BLOCK, MatRef, Unit};
 use pace_ops::{
-    Attention, AttentionShape, Backend, KvBatch, KvCache, OpCx, OutProjection, QkvProjection, RopeAngles,
-    Work,
+    Attention, AttentionShape, Backend, KvBatch, KvCache, OpCx, OpShape, Operator, OutProjection,
+    QkvProjection, RopeAngles, Work,
 };
 
 use crate::arch::{LayerRole, Role};
@@ -19,27 +19,15 @@ pub(crate) struct SelfAttention {
 }
 
 impl SelfAttention {
-    pub(crate) fn load(loader: &TensorLoader<'_>, layer: usize) -> Result<Self, ModelError> {
-        let spec = loader.spec;
-        let ops = loader.options.operators;
-        let roles = |roles: [LayerRole; 3]| roles.map(|role| Role::Layer(layer, role));
-        let weights = loader.matrix(&roles([LayerRole::Q, LayerRole::K, LayerRole::V]), spec.hidden)?;
-        let bias =
-            loader.bias(spec.qkv_bias, &roles([LayerRole::QBias, LayerRole::KBias, LayerRole::VBias]))?;
-        let shape = attention_shape(spec);
-        let out = loader.matrix(&[Role::Layer(layer, LayerRole::O)], spec.n_heads * spec.head_dim)?;
-        let out_bias = loader.bias(spec.out_bias, &[Role::Layer(layer, LayerRole::OBias)])?;
+    pub(crate) fn load(loader: &mut TensorLoader<'_>, layer: usize) -> Result<Self, ModelError> {
+        let shape = attention_shape(loader.spec);
+        let kv = loader.options.kv;
+        let choice = loader.choose(shape.op_shape(kv))?;
+        let attention = Attention::new(loader.build(), shape, kv, choice)?;
         Ok(Self {
-            qkv: QkvProjection::new(
-                weights,
-                bias,
-                spec.n_heads,
-                spec.n_kv_heads,
-                spec.head_dim,
-                ops.qkv_projection,
-            )?,
-            attention: Attention::new(shape, ops.attention)?,
-            out: OutProjection::new(out, out_bias, ops.out_projection)?,
+            qkv: load_qkv(loader, layer)?,
+            attention: loader.admit(attention),
+            out: load_out(loader, layer)?,
             shape,
         })
     }
@@ -62,6 +50,29 @@ impl SelfAttention {
         self.attention.forward(cx, layer, &ws.plan, &Caches(batch), q, ws.attn.rows_mut(rows));
         self.out.forward(cx, ws.attn.rows(rows), ws.x.rows_mut(rows));
     }
+}
+
+fn load_qkv(loader: &mut TensorLoader<'_>, layer: usize) -> Result<QkvProjection, ModelError> {
+    let DecoderSpec { hidden, n_heads, n_kv_heads, head_dim, qkv_bias, .. } = *loader.spec;
+    let n = (n_heads + 2 * n_kv_heads) * head_dim;
+    let shape = OpShape::matrix(Operator::QkvProjection, loader.options.weights.into(), n, hidden);
+    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape)?);
+    let roles = |roles: [LayerRole; 3]| roles.map(|role| Role::Layer(layer, role));
+    let weights = loader.matrix(&roles([LayerRole::Q, LayerRole::K, LayerRole::V]), hidden, packed)?;
+    let bias = loader.bias(qkv_bias, &roles([LayerRole::QBias, LayerRole::KBias, LayerRole::VBias]))?;
+    let qkv = QkvProjection::new(loader.build(), weights, bias, n_heads, n_kv_heads, head_dim, choice)?;
+    Ok(loader.admit(qkv))
+}
+
+fn load_out(loader: &mut TensorLoader<'_>, layer: usize) -> Result<OutProjection, ModelError> {
+    let DecoderSpec { hidden, n_heads, head_dim, out_bias, .. } = *loader.spec;
+    let k = n_heads * head_dim;
+    let shape = OpShape::matrix(Operator::OutProjection, loader.options.weights.into(), hidden, k);
+    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape)?);
+    let weights = loader.matrix(&[Role::Layer(layer, LayerRole::O)], k, packed)?;
+    let bias = loader.bias(out_bias, &[Role::Layer(layer, LayerRole::OBias)])?;
+    let out = OutProjection::new(loader.build(), weights, bias, choice)?;
+    Ok(loader.admit(out))
 }
 
 /// The caches of a batch, as attention reads them.

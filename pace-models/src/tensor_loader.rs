@@ -4,25 +4,58 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pace_kernels::{Arena, DType, PackError, PackedWeights, Par, WeightFormat};
-use pace_ops::OperatorConfig;
+use pace_kernels::{Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Scratch, WeightFormat};
+use pace_ops::{BuildCx, Choice, OpCx, OpError, OpShape, OperatorConfig, Plan, Selection, SelfTest};
 
 use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
 use crate::weights::WeightSource;
 use crate::{DecoderSpec, ModelError};
 
 /// In which formats a model is kept, and which backends compute it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// The format of packed matrices.
     pub weights: WeightFormat,
     /// The type of activations: f32 or bf16.
     pub activations: DType,
+    /// The type of cached keys and values: f32 or bf16.
+    pub kv: DType,
     /// One backend per operator.
     pub operators: OperatorConfig,
+    /// What measured best, for operators that are left to `Auto`.
+    pub plan: Option<Arc<Plan>>,
+    /// Outputs in a panel of weights, 32 or 64 (`LIBXSMM_BLOCK_SIZE`); none: what measures best.
+    pub panel_width: Option<usize>,
+    /// Chunks of IMBPS (`IMBPS_BLOCK_SIZE`); none: as many as the rows and the caches suggest.
+    pub imbps_chunks: Option<usize>,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,
+}
+
+impl LoadOptions {
+    /// Weights in `weights`, everything else in `activations` (f32 or bf16); backends by the built-in rules; damaged
+    /// tensors are refused.
+    pub fn new(weights: WeightFormat, activations: DType) -> Self {
+        Self {
+            weights,
+            activations,
+            kv: activations,
+            operators: OperatorConfig::default(),
+            plan: None,
+            panel_width: None,
+            imbps_chunks: None,
+            allow_nonfinite: false,
+        }
+    }
+
+    /// How operators are built for the tier of `kernels`.
+    pub fn build_cx(&self, kernels: Kernels) -> BuildCx {
+        let mut build = BuildCx::new(kernels);
+        build.panel_width = self.panel_width.unwrap_or(build.panel_width);
+        build.imbps_chunks = self.imbps_chunks;
+        build
+    }
 }
 
 /// What loading needs at every step. `progress` is called with the number of weights just packed, from any thread.
@@ -31,6 +64,8 @@ pub(crate) struct TensorLoader<'a> {
     pub(crate) arch: Architecture,
     pub(crate) spec: &'a DecoderSpec,
     pub(crate) options: LoadOptions,
+    /// Which backends the operators get.
+    pub(crate) selection: Selection,
     pub(crate) par: Par<'a>,
     /// The memory of the matrices.
     pub(crate) arena: Arena,
@@ -38,23 +73,48 @@ pub(crate) struct TensorLoader<'a> {
 }
 
 impl TensorLoader<'_> {
+    /// How operators are built.
+    pub(crate) const fn build(&self) -> &BuildCx {
+        self.selection.build()
+    }
+
+    /// The backends for an operator of a shape.
+    pub(crate) fn choose(&mut self, shape: OpShape) -> Result<Choice, OpError> {
+        self.selection.choose(shape)
+    }
+
+    /// How the weights of an operator of a shape are packed.
+    pub(crate) fn pack_spec(&mut self, shape: OpShape) -> Result<PackSpec, OpError> {
+        self.selection.pack_spec(shape, self.options.weights)
+    }
+
+    /// Tests an operator that was just built, if it is the first of its shape.
+    pub(crate) fn admit<T: SelfTest>(&mut self, op: T) -> T {
+        let (kernels, scratch) = (self.selection.build().kernels(), Scratch::new());
+        self.selection.admit(&OpCx { kernels, par: self.par, scratch: &scratch, profile: None }, op)
+    }
+
     /// Packs the rows of `roles`, one below the other, into one `[n, k]` matrix.
-    pub(crate) fn matrix(&self, roles: &[Role], k: usize) -> Result<Arc<PackedWeights>, ModelError> {
+    pub(crate) fn matrix(
+        &self,
+        roles: &[Role],
+        k: usize,
+        spec: impl Into<PackSpec>,
+    ) -> Result<Arc<PackedWeights>, ModelError> {
         let parts = self.parts(roles);
         let n = parts.last().map_or(0, |p| p.rows.end);
-        let packed =
-            PackedWeights::pack_in(&self.arena, self.options.weights, n, k, &self.par, |rows, out| {
-                for part in &parts {
-                    let from = rows.start.max(part.rows.start);
-                    let to = rows.end.min(part.rows.end);
-                    if from < to {
-                        let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
-                        self.read_rows(part, from - part.rows.start, k, slice)?;
-                    }
+        let packed = PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
+            for part in &parts {
+                let from = rows.start.max(part.rows.start);
+                let to = rows.end.min(part.rows.end);
+                if from < to {
+                    let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
+                    self.read_rows(part, from - part.rows.start, k, slice)?;
                 }
-                (self.progress)(out.len());
-                Ok(())
-            });
+            }
+            (self.progress)(out.len());
+            Ok(())
+        });
         match packed {
             Ok(weights) => {
                 parts.iter().try_for_each(|part| self.refuse_zeros(part))?;

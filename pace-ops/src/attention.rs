@@ -1,11 +1,17 @@
 //! [`Attention`]: causal softmax attention of a ragged batch over KV runs.
 
+mod flash;
 mod native;
+mod sample;
 
-use pace_kernels::{ActMut, ActRef};
+use pace_kernels::{ActMut, ActRef, AttentionParams, AttentionSegment, DType};
 
+use self::flash::FlashAttention;
 use self::native::NativeAttention;
-use crate::{Backend, KvBatch, OpCx, OpError, Operator};
+pub(crate) use self::sample::SampleKv;
+use crate::choice::ByClass;
+use crate::self_test::{Mismatch, Sample, SelfTest};
+use crate::{Backend, BuildCx, Choice, KvBatch, OpCx, OpDType, OpError, OpShape, OpSize, Operator};
 
 /// The shape of one layer's attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,33 +31,50 @@ impl AttentionShape {
     pub const fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
     }
+
+    /// What tells this attention's measurements and tests from those of others.
+    pub fn op_shape(&self, kv_dtype: DType) -> OpShape {
+        let &Self { n_heads, n_kv_heads, head_dim, .. } = self;
+        let size = OpSize::Heads { n_heads, n_kv_heads, head_dim };
+        OpShape { op: Operator::Attention, dtype: kv_dtype.into(), size }
+    }
+
+    fn params(&self) -> AttentionParams<'static> {
+        let &Self { n_heads, n_kv_heads, head_dim, scale } = self;
+        AttentionParams { scale, ..AttentionParams::causal(n_heads, n_kv_heads, head_dim) }
+    }
 }
 
 /// Causal attention.
 pub struct Attention {
-    backend: Box<dyn AttentionBackend>,
     shape: AttentionShape,
+    kv_dtype: DType,
+    backends: ByClass<dyn AttentionBackend>,
 }
 
 impl Attention {
-    /// Builds the operator.
+    /// Attention over keys and values that are cached as `kv_dtype` (f32 or bf16).
     ///
     /// # Errors
-    /// The operator has no such backend.
-    pub fn new(shape: AttentionShape, backend: Backend) -> Result<Self, OpError> {
-        match Operator::Attention.resolve(backend)? {
-            Backend::Native => Ok(Self { backend: Box::new(NativeAttention::new(shape)), shape }),
-            other => Err(OpError::Unsupported {
-                op: Operator::Attention,
-                backend: other,
-                available: Operator::Attention.backends(),
-            }),
-        }
-    }
-
-    /// Tokens per query tile: a tile of one KV head has at most 64 rows once the heads of its group are folded in.
-    pub fn tile_tokens(shape: &AttentionShape) -> usize {
-        (64 / shape.group()).max(1)
+    /// The operator has no such backend, not for this type, not for this head dimension, or not here.
+    pub fn new(
+        build: &BuildCx,
+        shape: AttentionShape,
+        kv_dtype: DType,
+        choice: impl Into<Choice>,
+    ) -> Result<Self, OpError> {
+        let choice = build.resolve(shape.op_shape(kv_dtype), choice.into())?;
+        let backends = ByClass::build(choice, |backend| -> Box<dyn AttentionBackend> {
+            match backend {
+                Backend::Flash => Box::new(FlashAttention::table(shape)),
+                Backend::Jit => Box::new(FlashAttention::generated(build, shape)),
+                Backend::Native => Box::new(NativeAttention::new(shape)),
+                Backend::Auto | Backend::Tpp | Backend::Imbps => {
+                    unreachable!("`resolve` leaves what there is")
+                }
+            }
+        });
+        Ok(Self { shape, kv_dtype, backends })
     }
 
     /// Attends the rows of `q` `[rows, n_heads * head_dim]` to `layer` of their sequences' caches, which hold the
@@ -72,13 +95,19 @@ impl Attention {
         let cols = self.shape.n_heads * self.shape.head_dim;
         assert!(q.cols() == cols && out.cols() == cols, "attention: width differs from the heads");
         assert!(q.rows() == plan.rows() && out.rows() == plan.rows(), "attention: rows differ from the plan");
-        self.backend.forward(cx, layer, plan, kv, q, out);
+        if plan.rows() > 0 {
+            let (_, built) = self.backends.of(plan.rows());
+            built.forward(cx, layer, plan, kv, q, out);
+        }
     }
 }
 
 /// How the rows of a ragged batch are cut into query tiles. Built once per forward, its memory is reused.
 #[derive(Debug)]
 pub struct AttentionPlan {
+    /// For the tiled kernels.
+    tiled: pace_kernels::AttentionPlan,
+    /// For the reference.
     cuts: Vec<usize>,
     tiles: Vec<QueryTile>,
     longest: usize,
@@ -99,17 +128,30 @@ pub(crate) struct QueryTile {
 
 impl Default for AttentionPlan {
     fn default() -> Self {
-        Self { cuts: vec![0], tiles: Vec::new(), longest: 0 }
+        Self { tiled: pace_kernels::AttentionPlan::new(), cuts: vec![0], tiles: Vec::new(), longest: 0 }
     }
 }
 
 impl AttentionPlan {
-    /// Plans a batch: for each sequence how many tokens its cache held before and how many are new, cut into
-    /// tiles of at most `tile_tokens`.
-    pub fn rebuild(&mut self, seqs: impl Iterator<Item = (usize, usize)>, tile_tokens: usize) {
+    /// Plans a batch for layers of `shape` on `threads` threads: for each sequence how many tokens its cache held
+    /// before and how many are new.
+    ///
+    /// # Panics
+    /// `threads` is 0.
+    pub fn rebuild(
+        &mut self,
+        shape: &AttentionShape,
+        threads: usize,
+        seqs: impl Iterator<Item = (usize, usize)> + Clone,
+    ) {
+        if shape.op_shape(DType::F32).is_tiled() {
+            let segment = |(position, tokens)| AttentionSegment { position, tokens };
+            self.tiled.rebuild(&shape.params(), threads, seqs.clone().map(segment));
+        }
         self.cuts.truncate(1);
         self.tiles.clear();
         self.longest = 0;
+        let tile_tokens = native::tile_tokens(shape);
         let mut first_row = 0;
         for (seq, (past, new)) in seqs.enumerate() {
             for start in (0..new).step_by(tile_tokens) {
@@ -122,6 +164,11 @@ impl AttentionPlan {
                 self.longest = self.longest.max(past + new);
             }
         }
+    }
+
+    /// The plan of the tiled kernels.
+    fn tiled(&self) -> &pace_kernels::AttentionPlan {
+        &self.tiled
     }
 
     /// Rows of the batch.
@@ -157,20 +204,54 @@ trait AttentionBackend: Send + Sync {
     );
 }
 
+impl SelfTest for Attention {
+    fn shape(&self) -> OpShape {
+        self.shape.op_shape(self.kv_dtype)
+    }
+
+    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
+        let native = NativeAttention::new(self.shape);
+        let sample = Sample::new(OpDType::from(self.kv_dtype));
+        let cols = self.shape.n_heads * self.shape.head_dim;
+        // A few tokens more than a block, so that it and the last, partial one are seen.
+        const TOKENS: usize = 80;
+        let Ok(kv) = SampleKv::new(&self.shape, self.kv_dtype, TOKENS) else { return Ok(()) };
+        for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
+            let mut plan = AttentionPlan::default();
+            plan.rebuild(&self.shape, cx.par.threads(), std::iter::once((TOKENS - rows, rows)));
+            let q = sample.rows(rows, cols);
+            let run = |by: &dyn AttentionBackend| {
+                let mut out = sample.rows(rows, cols);
+                by.forward(cx, 0, &plan, &kv, q.rows(rows), out.rows_mut(rows));
+                out
+            };
+            sample.compare(backend, &run(built), &run(&native), rows)?;
+        }
+        Ok(())
+    }
+
+    fn set_native(&mut self) {
+        self.backends = ByClass::native(Box::new(NativeAttention::new(self.shape)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_plan_cuts_every_sequence_by_itself() {
+        // 32 heads for each KV head: two tokens fill a tile of 64 rows.
+        let shape = AttentionShape { n_heads: 32, n_kv_heads: 1, head_dim: 8, scale: 1.0 };
         let mut plan = AttentionPlan::default();
-        plan.rebuild([(5, 3), (0, 0), (0, 5)].into_iter(), 2);
+        plan.rebuild(&shape, 1, [(5, 3), (0, 0), (0, 5)].into_iter());
         assert_eq!(plan.rows(), 8);
+        assert_eq!(plan.tiled().rows(), 8);
         assert_eq!(plan.longest(), 8);
         assert_eq!(plan.cuts, [0, 2, 3, 5, 7, 8]);
         assert_eq!(plan.tile(1), QueryTile { seq: 0, position: 7, first_row: 2, tokens: 1 });
         assert_eq!(plan.tile(4), QueryTile { seq: 2, position: 4, first_row: 7, tokens: 1 });
-        plan.rebuild(std::iter::empty(), 2);
+        plan.rebuild(&shape, 1, std::iter::empty());
         assert_eq!((plan.rows(), plan.longest()), (0, 0));
     }
 }

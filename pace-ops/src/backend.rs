@@ -4,10 +4,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::OpError;
+use pace_kernels::{DType, WeightFormat};
+use serde::{Deserialize, Serialize};
 
 /// How an operator is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Backend {
     /// The best backend that the operator has.
     #[default]
@@ -69,7 +71,8 @@ pub struct UnknownName {
 }
 
 /// What is computed: the operators that a decoder runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Operator {
     /// RMSNorm or LayerNorm.
     Norm,
@@ -116,20 +119,81 @@ impl Operator {
         }
     }
 
-    /// The backends that exist for this operator.
+    /// The backends that exist for this operator, whatever the type: the reference first.
     pub const fn backends(self) -> &'static [Backend] {
-        &[Backend::Native]
+        match self {
+            Self::Norm | Self::Rope => &[Backend::Native, Backend::Tpp],
+            Self::QkvProjection | Self::OutProjection | Self::LmHead | Self::Linear => {
+                &[Backend::Native, Backend::Tpp, Backend::Jit]
+            }
+            Self::Mlp => &[Backend::Native, Backend::Tpp, Backend::Jit, Backend::Imbps],
+            Self::Attention => &[Backend::Native, Backend::Jit, Backend::Flash],
+        }
     }
 
-    /// Resolves `backend` for this operator; `Auto` becomes a concrete one.
-    ///
-    /// # Errors
-    /// [`OpError::Unsupported`] when the pair does not exist; nothing falls back in silence.
-    pub fn resolve(self, backend: Backend) -> Result<Backend, OpError> {
-        match backend {
-            Backend::Auto => Ok(Backend::Native),
-            b if self.backends().contains(&b) => Ok(b),
-            b => Err(OpError::Unsupported { op: self, backend: b, available: self.backends() }),
+    /// The types that a backend of this operator computes; none if there is no such backend.
+    pub const fn dtypes(self, backend: Backend) -> &'static [OpDType] {
+        match (self, backend) {
+            (Self::Norm | Self::Rope, Backend::Native | Backend::Tpp)
+            | (Self::Attention, Backend::Native | Backend::Flash) => &[OpDType::F32, OpDType::Bf16],
+            (Self::Attention, Backend::Jit) => &[OpDType::Bf16],
+            (Self::Attention | Self::Norm | Self::Rope, _) => &[],
+            (_, Backend::Native | Backend::Tpp) | (Self::Mlp, Backend::Imbps) => &OpDType::ALL,
+            (_, Backend::Jit) => &[OpDType::Bf16, OpDType::Int8],
+            (_, Backend::Auto | Backend::Imbps | Backend::Flash) => &[],
+        }
+    }
+}
+
+/// The type that decides which backends an operator has: that of its weights; for attention that of the cached keys
+/// and values, for norms and RoPE that of the activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpDType {
+    /// f32 throughout.
+    F32,
+    /// Stored as bf16, summed in f32.
+    Bf16,
+    /// Int8 weights, activations rounded to int8 on the way, exact sums in i32.
+    Int8,
+}
+
+impl OpDType {
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+
+    /// The name used everywhere: lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl fmt::Display for OpDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl From<WeightFormat> for OpDType {
+    fn from(format: WeightFormat) -> Self {
+        match format {
+            // Widened before use.
+            WeightFormat::F32 | WeightFormat::F16 => Self::F32,
+            WeightFormat::Bf16 => Self::Bf16,
+            WeightFormat::Int8 | WeightFormat::Int8Group(_) => Self::Int8,
+        }
+    }
+}
+
+impl From<DType> for OpDType {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::F16 | DType::Bf16 => Self::Bf16,
         }
     }
 }
@@ -155,12 +219,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_does_not_exist_is_an_error_that_lists_what_does() {
+    fn a_backend_exists_where_it_has_types() {
         for op in Operator::ALL {
-            assert_eq!(op.resolve(Backend::Auto).unwrap(), Backend::Native);
-            assert_eq!(op.resolve(Backend::Native).unwrap(), Backend::Native);
+            for backend in Backend::ALL {
+                assert_eq!(
+                    op.backends().contains(&backend),
+                    !op.dtypes(backend).is_empty(),
+                    "{op} {backend}"
+                );
+            }
         }
-        let err = Operator::Norm.resolve(Backend::Imbps).unwrap_err().to_string();
-        assert!(err.contains("norm") && err.contains("imbps") && err.contains("native"), "{err}");
     }
 }

@@ -1,6 +1,6 @@
 //! [`OperatorConfig`]: which backend computes which operator.
 
-use crate::Backend;
+use crate::{Backend, Operator};
 
 /// One backend per operator of a decoder. The default is [`Backend::Auto`] everywhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,5 +38,19 @@ impl OperatorConfig {
     /// The reference path for every operator: the default of AMD PACE.
     pub const fn native() -> Self {
         Self::all(Backend::Native)
+    }
+
+    /// The backend of an operator; `Auto` for those that have no key of their own.
+    pub const fn get(&self, op: Operator) -> Backend {
+        match op {
+            Operator::Norm => self.norm,
+            Operator::QkvProjection => self.qkv_projection,
+            Operator::Rope => self.rope,
+            Operator::Attention => self.attention,
+            Operator::OutProjection => self.out_projection,
+            Operator::Mlp => self.mlp,
+            Operator::LmHead => self.lm_head,
+            Operator::Linear => Backend::Auto,
+        }
     }
 }

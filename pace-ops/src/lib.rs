@@ -3,6 +3,8 @@
 
 mod attention;
 mod backend;
+mod build_cx;
+mod choice;
 mod config;
 mod cx;
 mod embedding;
@@ -14,11 +16,18 @@ mod lm_head;
 mod m_class;
 mod mlp;
 mod norm;
+mod panels;
+mod plan;
 mod profile;
 mod rope;
+mod selection;
+mod self_test;
+mod shape;
 
 pub use attention::{Attention, AttentionPlan, AttentionShape};
-pub use backend::{Backend, Operator, UnknownName};
+pub use backend::{Backend, OpDType, Operator, UnknownName};
+pub use build_cx::BuildCx;
+pub use choice::Choice;
 pub use config::OperatorConfig;
 pub use cx::{OpCx, ScratchAct};
 pub use embedding::Embedding;
@@ -30,5 +39,9 @@ pub use lm_head::LmHead;
 pub use m_class::MClass;
 pub use mlp::{Mlp, MlpWeights};
 pub use norm::Norm;
+pub use plan::Plan;
 pub use profile::{LayerKind, Profile, ProfileReport, ProfileRow, Span, StepSpan, Trace, Work, write_traces};
 pub use rope::{Rope, RopeAngles};
+pub use selection::{Chosen, ChosenBy, Demotion, Selection};
+pub use self_test::{Mismatch, SelfTest};
+pub use shape::{OpShape, OpSize};

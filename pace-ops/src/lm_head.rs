@@ -4,26 +4,31 @@ use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, MatMut, PackedWeights};
 
-use crate::linear::{Epilogue, LinearBackend, build};
-use crate::{Backend, OpCx, OpError, Operator};
+use crate::linear::{Finish, Projection};
+use crate::self_test::{Mismatch, SelfTest};
+use crate::{BuildCx, Choice, OpCx, OpError, OpShape, Operator};
 
 /// The projection to the vocabulary. Logits stay f32.
 pub struct LmHead {
-    backend: Box<dyn LinearBackend>,
+    projection: Projection,
 }
 
 impl LmHead {
     /// `weights` is `[vocab, hidden]`; the embedding's own when the model ties them.
     ///
     /// # Errors
-    /// The operator has no such backend.
-    pub fn new(weights: Arc<PackedWeights>, backend: Backend) -> Result<Self, OpError> {
-        Ok(Self { backend: build(Operator::LmHead, weights, backend)? })
+    /// The operator has no such backend, not for these weights, or not here.
+    pub fn new(
+        build: &BuildCx,
+        weights: Arc<PackedWeights>,
+        choice: impl Into<Choice>,
+    ) -> Result<Self, OpError> {
+        Ok(Self { projection: Projection::new(build, Operator::LmHead, weights, None, choice.into())? })
     }
 
     /// Logits per row.
     pub fn vocab_size(&self) -> usize {
-        self.backend.n()
+        self.projection.n()
     }
 
     /// Logits `[rows, vocab]` of the rows of `hidden` `[rows, hidden]`: pass only rows that need them.
@@ -31,6 +36,20 @@ impl LmHead {
     /// # Panics
     /// Shapes differ.
     pub fn forward(&self, cx: &OpCx<'_>, hidden: ActRef<'_>, logits: MatMut<'_, f32>) {
-        self.backend.forward(cx, hidden, ActMut::F32(logits), Epilogue::Store { bias: None });
+        self.projection.forward(cx, hidden, ActMut::F32(logits), Finish::Store);
+    }
+}
+
+impl SelfTest for LmHead {
+    fn shape(&self) -> OpShape {
+        self.projection.shape()
+    }
+
+    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
+        self.projection.self_test(cx, Finish::Store)
+    }
+
+    fn set_native(&mut self) {
+        self.projection.set_native();
     }
 }

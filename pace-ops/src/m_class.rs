@@ -1,15 +1,20 @@
-//! [`MClass`]: how many rows a product has, as far as that decides which kernel is best.
+//! [`MClass`]: how many rows an operator gets, as far as it decides what limits it.
 
 use std::fmt;
 
-/// A class of row counts: one token, a few (speculation, small batches), or many (prefill).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+use serde::{Deserialize, Serialize};
+
+/// A class of row counts. One row and a few are bound by the memory that weights come from, many by arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MClass {
-    /// 0 or 1 row.
+    /// One row: a decode step of one sequence.
+    #[serde(rename = "1")]
     One,
-    /// 2 to 16 rows.
+    /// 2 to 16 rows: a decode step of a batch.
+    #[serde(rename = "2-16")]
     Few,
-    /// More than 16 rows.
+    /// More: prefill.
+    #[serde(rename = ">16")]
     Many,
 }
 
@@ -17,7 +22,7 @@ impl MClass {
     /// Every class, fewest rows first.
     pub const ALL: [Self; 3] = [Self::One, Self::Few, Self::Many];
 
-    /// The class of `rows` rows.
+    /// The class of a number of rows.
     pub const fn of(rows: usize) -> Self {
         match rows {
             0..=1 => Self::One,
@@ -26,7 +31,7 @@ impl MClass {
         }
     }
 
-    /// The name used everywhere: `1`, `2-16` or `>16`.
+    /// The name used everywhere: the range of rows.
     pub const fn name(self) -> &'static str {
         match self {
             Self::One => "1",

@@ -1,59 +1,101 @@
 //! [`Mlp`]: the feed-forward layer, added to the residual stream.
 
-mod composed;
+mod native;
+mod panels;
 
 use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, Activation, PackedWeights};
 
-use self::composed::ComposedMlp;
-use crate::{Backend, OpCx, OpError, Operator};
+use self::native::NativeMlp;
+use self::panels::PanelMlp;
+use crate::choice::ByClass;
+use crate::panels::{PanelGemm, require_panels};
+use crate::self_test::{Mismatch, Sample, SelfTest};
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator};
 
-/// The weights of a gated feed-forward layer: `down(act(gate(x)) * up(x))`.
+/// The weights of a feed-forward layer: `down(act(gate(x)) * up(x))`, or without a gate `down(act(up(x)))`.
+#[derive(Clone, Debug)]
 pub struct MlpWeights {
-    /// `[ffn, hidden]`.
-    pub gate: Arc<PackedWeights>,
-    /// `[ffn, hidden]`.
+    /// `[ffn, hidden]`; with a gate `[2 * ffn, hidden]`, the gate above the up matrix.
     pub up: Arc<PackedWeights>,
     /// `[hidden, ffn]`.
     pub down: Arc<PackedWeights>,
-    /// `[ffn]`.
-    pub gate_bias: Option<Vec<f32>>,
-    /// `[ffn]`.
+    /// One number for each row of `up`.
     pub up_bias: Option<Vec<f32>>,
     /// `[hidden]`.
     pub down_bias: Option<Vec<f32>>,
 }
 
-/// A gated feed-forward layer. The intermediate rows are rounded to the activations' type after
-/// `act(gate) * up`; sums are f32.
+impl MlpWeights {
+    /// Inputs and outputs of the layer.
+    fn hidden(&self) -> usize {
+        self.down.n()
+    }
+
+    /// The intermediate dimension.
+    fn ffn(&self) -> usize {
+        self.down.k()
+    }
+
+    /// Whether there is a gate.
+    fn gated(&self) -> bool {
+        self.up.n() == 2 * self.ffn() && self.ffn() > 0
+    }
+
+    /// What tells this layer's measurements and tests from those of others.
+    fn op_shape(&self) -> OpShape {
+        OpShape::mlp(self.up.format().into(), self.hidden(), self.ffn(), self.gated())
+    }
+
+    fn check(&self) {
+        let (hidden, ffn) = (self.hidden(), self.ffn());
+        assert!(
+            self.up.k() == hidden && (self.up.n() == ffn || self.gated()),
+            "up [{}, {}] does not fit down [{hidden}, {ffn}]",
+            self.up.n(),
+            self.up.k()
+        );
+        assert!(self.up_bias.as_ref().is_none_or(|b| b.len() == self.up.n()), "one bias for each row of up");
+        assert!(self.down_bias.as_ref().is_none_or(|b| b.len() == hidden), "one bias for each row of down");
+    }
+}
+
+/// A feed-forward layer. The intermediate rows are rounded to the activations' type after `act(gate) * up`, or after
+/// the activation where there is no gate; sums are f32.
 pub struct Mlp {
-    backend: Box<dyn MlpBackend>,
+    weights: Arc<MlpWeights>,
+    activation: Activation,
+    backends: ByClass<dyn MlpBackend>,
 }
 
 impl Mlp {
-    /// Builds the layer.
+    /// Builds the layer; the weights are packed as [`BuildCx::pack_spec`] says: `up` for this operator, `down` for a
+    /// projection.
     ///
     /// # Errors
-    /// The operator has no such backend.
+    /// The operator has no such backend, not for these weights, or not here.
     ///
     /// # Panics
-    /// The weights' shapes do not fit together.
-    pub fn new(weights: MlpWeights, activation: Activation, backend: Backend) -> Result<Self, OpError> {
-        let (ffn, hidden) = (weights.gate.n(), weights.gate.k());
-        assert!(weights.up.n() == ffn && weights.up.k() == hidden, "gate and up differ in shape");
-        assert!(
-            weights.down.n() == hidden && weights.down.k() == ffn,
-            "down is not the transposed shape of up"
-        );
-        match Operator::Mlp.resolve(backend)? {
-            Backend::Native => Ok(Self { backend: Box::new(ComposedMlp::new(weights, activation)) }),
-            other => Err(OpError::Unsupported {
-                op: Operator::Mlp,
-                backend: other,
-                available: Operator::Mlp.backends(),
-            }),
+    /// The weights' shapes do not fit together, or they differ in format.
+    pub fn new(
+        build: &BuildCx,
+        weights: MlpWeights,
+        activation: Activation,
+        choice: impl Into<Choice>,
+    ) -> Result<Self, OpError> {
+        weights.check();
+        assert_eq!(weights.up.format(), weights.down.format(), "formats of up and down");
+        let choice = build.resolve(weights.op_shape(), choice.into())?;
+        for backend in MClass::ALL.map(|class| choice.of(class)) {
+            if backend != Backend::Native {
+                require_panels(Operator::Mlp, backend, &weights.up, weights.gated())?;
+                require_panels(Operator::Mlp, backend, &weights.down, false)?;
+            }
         }
+        let weights = Arc::new(weights);
+        let backends = ByClass::build(choice, |backend| layer(build, &weights, activation, backend));
+        Ok(Self { weights, activation, backends })
     }
 
     /// `residual += mlp(x)`; both `[rows, hidden]`.
@@ -61,7 +103,39 @@ impl Mlp {
     /// # Panics
     /// Shapes differ.
     pub fn forward(&self, cx: &OpCx<'_>, x: ActRef<'_>, residual: ActMut<'_>) {
-        self.backend.forward(cx, x, residual);
+        let hidden = self.weights.hidden();
+        assert!(
+            x.cols() == hidden && residual.cols() == hidden && x.rows() == residual.rows(),
+            "mlp: shapes differ"
+        );
+        let (_, built) = self.backends.of(x.rows());
+        built.forward(cx, x, residual);
+    }
+}
+
+impl SelfTest for Mlp {
+    fn shape(&self) -> OpShape {
+        self.weights.op_shape()
+    }
+
+    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
+        let native = NativeMlp::new(Arc::clone(&self.weights), self.activation);
+        let sample = Sample::new(OpDType::from(self.weights.up.format()));
+        for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
+            let x = sample.rows(rows, self.weights.hidden());
+            let run = |by: &dyn MlpBackend| {
+                let mut residual = sample.rows(rows, self.weights.hidden());
+                by.forward(cx, x.rows(rows), residual.rows_mut(rows));
+                residual
+            };
+            sample.compare(backend, &run(built), &run(&native), rows)?;
+        }
+        Ok(())
+    }
+
+    fn set_native(&mut self) {
+        let native = NativeMlp::new(Arc::clone(&self.weights), self.activation);
+        self.backends = ByClass::native(Box::new(native));
     }
 }
 
@@ -69,4 +143,20 @@ impl Mlp {
 trait MlpBackend: Send + Sync {
     /// `residual += mlp(x)`.
     fn forward(&self, cx: &OpCx<'_>, x: ActRef<'_>, residual: ActMut<'_>);
+}
+
+fn layer(
+    build: &BuildCx,
+    weights: &Arc<MlpWeights>,
+    activation: Activation,
+    backend: Backend,
+) -> Box<dyn MlpBackend> {
+    let weights = Arc::clone(weights);
+    match backend {
+        Backend::Tpp => Box::new(PanelMlp::new(PanelGemm::table(build), weights, activation)),
+        Backend::Jit => Box::new(PanelMlp::new(PanelGemm::generated(build), weights, activation)),
+
+        Backend::Native => Box::new(NativeMlp::new(weights, activation)),
+        Backend::Imbps | Backend::Auto | Backend::Flash => unreachable!("`resolve` leaves what an MLP has"),
+    }
 }

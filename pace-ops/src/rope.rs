@@ -1,32 +1,73 @@
 //! [`Rope`]: rotary position embedding, half-split as in HF's Llama.
 
-use pace_kernels::{Kernels, MatMut, MatRef, ScratchBuf};
+use pace_kernels::{DType, Kernels, MatRef, ScratchBuf};
 
-use crate::{Backend, OpCx, OpError, Operator};
+use crate::self_test::{Mismatch, Random, Sample, SelfTest};
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator};
 
 /// Builds the angles of a batch; the projection that owns q and k applies them before it rounds.
 ///
 /// Angles are built in f64: a product rounded to f32 is off by 5e-4 at position 8192 already.
 /// Source: Su et al. 2021, "RoFormer".
+///
+/// NATIVE rotates pair by pair as the formula says, TPP by vectors; both in f32.
 #[derive(Debug)]
 pub struct Rope {
     rotary_dim: usize,
+    dtype: OpDType,
+    backend: Backend,
 }
 
 impl Rope {
-    /// RoPE over the first `rotary_dim` (even) dimensions of each head.
+    /// RoPE over the first `rotary_dim` (even) dimensions of each head of activations of type `dtype`.
     ///
     /// # Errors
     /// The operator has no such backend.
-    pub fn new(rotary_dim: usize, backend: Backend) -> Result<Self, OpError> {
-        Operator::Rope.resolve(backend)?;
-        Ok(Self { rotary_dim })
+    pub fn new(
+        build: &BuildCx,
+        rotary_dim: usize,
+        dtype: DType,
+        choice: impl Into<Choice>,
+    ) -> Result<Self, OpError> {
+        let choice = build.resolve(OpShape::row(Operator::Rope, dtype.into(), rotary_dim), choice.into())?;
+        Ok(Self { rotary_dim, dtype: dtype.into(), backend: choice.of(MClass::One) })
     }
 
     /// Space for the angles of `tokens` tokens.
     pub fn angles<'a>(&self, cx: &OpCx<'a>, tokens: usize) -> RopeAngles<'a> {
         let half = self.rotary_dim / 2;
-        RopeAngles { buf: cx.scratch.take(2 * tokens * half), tokens, half }
+        RopeAngles { buf: cx.scratch.take(2 * tokens * half), tokens, half, backend: self.backend }
+    }
+}
+
+impl SelfTest for Rope {
+    fn shape(&self) -> OpShape {
+        OpShape::row(Operator::Rope, self.dtype, self.rotary_dim)
+    }
+
+    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
+        if self.backend == Backend::Native {
+            return Ok(());
+        }
+        let angles = RopeAngles { backend: self.backend, ..RopeAngles::sample(cx, self.rotary_dim) };
+        let sample = Sample::new(OpDType::F32);
+        let run = |backend| {
+            let mut rows = sample.rows(1, self.rotary_dim);
+            if let pace_kernels::ActMut::F32(mut row) = rows.rows_mut(1) {
+                AngleTable { backend, ..angles.table() }.rotate_row(
+                    cx.kernels,
+                    0,
+                    self.rotary_dim,
+                    row.row_mut(0),
+                );
+            }
+            rows
+        };
+        sample.compare(self.backend, &run(self.backend), &run(Backend::Native), 1)
+    }
+
+    fn set_native(&mut self) {
+        self.backend = Backend::Native;
     }
 }
 
@@ -35,9 +76,22 @@ pub struct RopeAngles<'a> {
     buf: ScratchBuf<'a>,
     tokens: usize,
     half: usize,
+    backend: Backend,
 }
 
-impl RopeAngles<'_> {
+impl<'a> RopeAngles<'a> {
+    /// Random angles for any number of tokens that a self-test has.
+    pub(crate) fn sample(cx: &OpCx<'a>, rotary_dim: usize) -> Self {
+        const TOKENS: usize = 32;
+        let mut random = Random(0x5851_f42d_4c95_7f2d);
+        let half = rotary_dim / 2;
+        let mut angles =
+            Self { buf: cx.scratch.take(2 * TOKENS * half), tokens: TOKENS, half, backend: Backend::Tpp };
+        let frequencies: Vec<f64> = (0..half).map(|_| f64::from(random.next())).collect();
+        (0..TOKENS).for_each(|token| angles.set(token, token, &frequencies));
+        angles
+    }
+
     /// Sets row `token` to `position` under the inverse frequencies `inv_freq` (`rotary_dim / 2` of them, radians
     /// a position).
     ///
@@ -65,29 +119,32 @@ impl RopeAngles<'_> {
         AngleTable {
             cos: MatRef::new(cos, self.tokens, self.half),
             sin: MatRef::new(sin, self.tokens, self.half),
+            backend: self.backend,
         }
     }
 }
 
-/// Cosines and sines, `[tokens, rotary_dim / 2]` each.
+/// Cosines and sines, `[tokens, rotary_dim / 2]` each, and how pairs are turned by them.
 #[derive(Clone, Copy)]
 pub(crate) struct AngleTable<'a> {
     cos: MatRef<'a, f32>,
     sin: MatRef<'a, f32>,
+    backend: Backend,
 }
 
 impl AngleTable<'_> {
-    /// Rotates the heads of `head_dim` columns in the columns `..rotated` of `tile`, whose row `i` is token `i`.
-    pub(crate) fn rotate(
-        &self,
-        kernels: Kernels,
-        head_dim: usize,
-        rotated: usize,
-        tile: &mut MatMut<'_, f32>,
-    ) {
-        for i in 0..tile.rows() {
-            let heads = &mut tile.row_mut(i)[..rotated];
-            kernels.rope_half(heads, head_dim, self.cos.row(i), self.sin.row(i));
+    /// Rotates the heads in a row by the angles of token `token`.
+    pub(crate) fn rotate_row(&self, kernels: Kernels, token: usize, head_dim: usize, heads: &mut [f32]) {
+        let (cos, sin) = (self.cos.row(token), self.sin.row(token));
+        if self.backend != Backend::Native {
+            return kernels.rope_half(heads, head_dim, cos, sin);
+        }
+        for head in heads.chunks_exact_mut(head_dim) {
+            for (i, (c, s)) in cos.iter().zip(sin).enumerate() {
+                let (x, y) = (head[i], head[i + cos.len()]);
+                head[i] = x * c - y * s;
+                head[i + cos.len()] = y * c + x * s;
+            }
         }
     }
 }

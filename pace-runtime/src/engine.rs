@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pace_kernels::{DType, Isa, IsaError, Kernels, Pool, Scratch, WeightFormat};
 use pace_models::{DecoderSpec, LoadOptions, Model};
-use pace_ops::{OpCx, OperatorConfig, Profile};
+use pace_ops::{OpCx, Profile};
 
 use crate::kv_cache::KvCacheKind;
 use crate::platform::ThreadBudget;
@@ -32,8 +32,6 @@ pub struct EngineConfig {
     pub isa: Isa,
     /// Formats and operators.
     pub load: LoadOptions,
-    /// The type of cached keys and values: f32 or bf16.
-    pub kv_dtype: DType,
     /// How caches get their memory.
     pub kv_cache: KvCacheKind,
     /// Whether operators are timed, for [`EngineHandle::profile`] and [`EngineHandle::trace`].
@@ -65,13 +63,7 @@ impl EngineConfig {
             pin: budget.whole,
             cpus: budget.cpus,
             isa: Isa::from_env()?,
-            load: LoadOptions {
-                weights,
-                activations,
-                operators: OperatorConfig::default(),
-                allow_nonfinite: false,
-            },
-            kv_dtype: activations,
+            load: LoadOptions::new(weights, activations),
             kv_cache: KvCacheKind::default(),
             profile: false,
         })
@@ -259,7 +251,7 @@ fn run(
     let scratch = Scratch::new();
     let profile = config.profile.then(Profile::new);
     let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: profile.as_ref() };
-    let mut scheduler = Scheduler::new(model.as_ref(), config.kv_cache, config.kv_dtype);
+    let mut scheduler = Scheduler::new(model.as_ref(), config.kv_cache, config.load.kv);
     if ready.send(Ok(info)).is_err() {
         return;
     }
@@ -297,7 +289,7 @@ fn load(files: &ModelFiles, config: &EngineConfig, progress: &LoadProgress) -> R
         tracing::warn!("the engine's thread cannot be pinned to CPU {}", config.cpus[0]);
     }
     let start = Instant::now();
-    let model = files.load(config.load, pool.par(), progress)?;
+    let model = files.load(config.load.clone(), kernels, pool.par(), progress)?;
     let info = EngineInfo {
         model: files.name().to_owned(),
         spec: model.spec().clone(),

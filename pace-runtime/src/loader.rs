@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pace_kernels::Par;
+use pace_kernels::{Kernels, Par};
 use pace_models::config::HfConfig;
 use pace_models::weights::WeightSource;
 use pace_models::weights::gguf::{GgufFile, Metadata};
@@ -115,7 +115,7 @@ impl ModelFiles {
         }
     }
 
-    /// Packs the weights on the threads of `par`.
+    /// Packs the weights on the threads of `par`, for the tier of `kernels`.
     ///
     /// # Errors
     /// A tensor is missing, misshapen, unreadable or (unless the options allow it) holds NaN or infinity; a file was
@@ -123,13 +123,14 @@ impl ModelFiles {
     pub fn load(
         &self,
         options: LoadOptions,
+        kernels: Kernels,
         par: Par<'_>,
         progress: &LoadProgress,
     ) -> Result<Box<dyn Model>, RuntimeError> {
         let (total, done) = (self.spec.parameters(), AtomicUsize::new(0));
         let report = |n: usize| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
         let source = self.source.as_ref();
-        Ok(Box::new(Decoder::load(source, self.architecture, &self.spec, options, par, &report)?))
+        Ok(Box::new(Decoder::load(source, self.architecture, &self.spec, options, kernels, par, &report)?))
     }
 
     /// What the user called the model.

@@ -49,10 +49,11 @@ impl EngineArgs {
         };
         let mut config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
         config.load.allow_nonfinite = self.allow_nonfinite;
-        Ok(match self.kv_dtype {
-            Some(KvChoice::F32) => EngineConfig { kv_dtype: DType::F32, ..config },
-            Some(KvChoice::Bf16) => EngineConfig { kv_dtype: DType::Bf16, ..config },
-            None => config,
-        })
+        match self.kv_dtype {
+            Some(KvChoice::F32) => config.load.kv = DType::F32,
+            Some(KvChoice::Bf16) => config.load.kv = DType::Bf16,
+            None => {}
+        }
+        Ok(config)
     }
 }

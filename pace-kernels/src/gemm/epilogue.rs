@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::{ActRef, Activation, PackedWeights};
+use crate::{ActRef, Activation, WeightSlice};
 
 /// How the f32 sums of a product become its output. The steps that are asked for are done in the
 /// order of the fields, in f32, and the result is rounded once.
@@ -10,7 +10,8 @@ use crate::{ActRef, Activation, PackedWeights};
 /// A [paired](crate::WeightLayout::Panels) matrix gives `act(gate + bias) * (up + bias)` first.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue<'a> {
-    /// Added to the sums, one number for each row of the weight matrix.
+    /// Added to the sums, one number for each row of the weight matrix, or of a slice of it: for a
+    /// paired one those of its gate part, then those of its up part.
     pub bias: Option<&'a [f32]>,
     /// Applied then.
     pub activation: Option<Activation>,
@@ -23,7 +24,7 @@ pub struct Epilogue<'a> {
 impl<'a> Epilogue<'a> {
     /// # Panics
     /// If a shape does not fit a product with `w` of `rows` rows.
-    pub(super) fn check(&self, w: &PackedWeights, rows: usize) {
+    pub(super) fn check(&self, w: &WeightSlice<'_>, rows: usize) {
         assert!(
             self.bias.is_none_or(|bias| bias.len() == w.n()),
             "a bias for each of {} rows of weights",

@@ -6,11 +6,14 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::Product;
 use super::blocking::row_tiles;
+use super::sums::Ends;
 use super::tile::{MAX_ROWS, TileArgs, TileKind};
+use super::{Product, Task};
 use crate::jit::{EpilogueArgs, Operands, Tile, TileEpilogue, TileKey};
-use crate::{ActMut, ActRef, DType, Epilogue, GemmCx, Jit, JitError, PackedWeights, WeightFormat};
+use crate::{
+    ActMut, ActRef, DType, Epilogue, GemmCx, Jit, JitError, MatMut, MatRef, WeightFormat, WeightSlice,
+};
 
 impl Jit {
     /// As [`Kernels::gemm`](crate::Kernels::gemm), bit for bit, by tiles that are generated for the
@@ -22,17 +25,69 @@ impl Jit {
     ///
     /// # Panics
     /// As `Kernels::gemm`.
-    pub fn gemm(
+    pub fn gemm<'w>(
         &self,
         cx: &GemmCx<'_>,
         a: ActRef<'_>,
-        w: &PackedWeights,
+        w: impl Into<WeightSlice<'w>>,
         c: ActMut<'_>,
         epilogue: &Epilogue<'_>,
     ) -> Result<(), JitError> {
-        super::with_product(self.kernels(), cx, a, w, c, epilogue, |mut product, c| {
-            product.generated = Generated::new(self, &product, c.dtype())?;
-            product.run(cx, c);
+        self.product(cx, a, w.into(), Ends::Result { start: None, c }, epilogue)
+    }
+
+    /// As [`Kernels::gemm_partial`](crate::Kernels::gemm_partial), bit for bit.
+    ///
+    /// # Errors
+    /// As [`gemm`](Self::gemm).
+    ///
+    /// # Panics
+    /// As `Kernels::gemm_partial`.
+    pub fn gemm_partial<'w>(
+        &self,
+        cx: &GemmCx<'_>,
+        a: ActRef<'_>,
+        w: impl Into<WeightSlice<'w>>,
+        sums: MatMut<'_, f32>,
+        resume: bool,
+    ) -> Result<(), JitError> {
+        self.product(cx, a, w.into(), Ends::Sums { sums, resume }, &Epilogue::default())
+    }
+
+    /// As [`Kernels::gemm_resume`](crate::Kernels::gemm_resume), bit for bit.
+    ///
+    /// # Errors
+    /// As [`gemm`](Self::gemm).
+    ///
+    /// # Panics
+    /// As `Kernels::gemm_resume`.
+    pub fn gemm_resume<'w>(
+        &self,
+        cx: &GemmCx<'_>,
+        a: ActRef<'_>,
+        w: impl Into<WeightSlice<'w>>,
+        sums: MatRef<'_, f32>,
+        c: ActMut<'_>,
+        epilogue: &Epilogue<'_>,
+    ) -> Result<(), JitError> {
+        self.product(cx, a, w.into(), Ends::Result { start: Some(sums), c }, epilogue)
+    }
+
+    fn product(
+        &self,
+        cx: &GemmCx<'_>,
+        a: ActRef<'_>,
+        w: WeightSlice<'_>,
+        ends: Ends<'_>,
+        epilogue: &Epilogue<'_>,
+    ) -> Result<(), JitError> {
+        super::with_product(self.kernels(), cx, a, w, ends, epilogue, |mut product, ends| {
+            let out = match &ends {
+                Ends::Result { c, .. } => Some(c.dtype()),
+                Ends::Sums { .. } => None,
+            };
+            product.generated = Generated::new(self, &product, out)?;
+            product.run(cx, &ends);
             Ok(())
         })
         .unwrap_or(Ok(()))
@@ -46,8 +101,8 @@ pub(super) struct Generated {
 }
 
 impl Generated {
-    /// None if there is nothing to multiply.
-    fn new(jit: &Jit, product: &Product<'_>, out: DType) -> Result<Option<Self>, JitError> {
+    /// None if there is nothing to multiply. `out` is what the epilogue stores, if there is one.
+    fn new(jit: &Jit, product: &Product<'_>, out: Option<DType>) -> Result<Option<Self>, JitError> {
         let mut this = Self { tiles: Default::default() };
         if product.panels.steps() == 0 {
             return Ok(None);
@@ -67,7 +122,7 @@ impl Generated {
         &mut self,
         jit: &Jit,
         product: &Product<'_>,
-        out: DType,
+        out: Option<DType>,
         last: bool,
         steps: &Range<usize>,
         rows: usize,
@@ -84,7 +139,7 @@ impl Generated {
         for (partial, tile) in self.tiles[rows - 1][usize::from(last)].iter_mut().enumerate() {
             if tile.is_none() && (partial == 0 || last) {
                 let cols = if partial == 1 { product.last_cols() } else { product.panels.result_width() };
-                let epilogue = last.then(|| product.tile_epilogue(cols, out));
+                let epilogue = out.filter(|_| last).map(|out| product.tile_epilogue(cols, out));
                 *tile = Some(jit.tile(&TileKey { epilogue, ..key })?);
             }
         }
@@ -131,28 +186,27 @@ impl Product<'_> {
         }
     }
 
-    /// Computes the rows `tile` of `c`, which holds the task's rows from `first` on and its columns.
+    /// Computes some rows of a task; returns whether that included their epilogue.
     pub(super) fn generated_tile(
         &self,
         generated: &Generated,
         args: &TileArgs,
         last: bool,
-        scales: &[f32],
-        first: usize,
+        task: &mut Task<'_>,
         tile: &Range<usize>,
-        cols: &Range<usize>,
-        c: &mut ActMut<'_>,
-    ) {
-        let partial = cols.len() < self.panels.result_width();
-        let code = generated.tile(args.rows, last, partial);
-        if !last {
+    ) -> bool {
+        let code = generated.tile(args.rows, last, task.cols.len() < self.panels.result_width());
+        let (true, Ends::Result { c, .. }) = (last, &mut task.ends) else {
             // SAFETY: as for a tile of the table; the code was generated for this shape.
-            return unsafe { code.run(args, None) };
-        }
-        let epilogue = self.epilogue_args(scales, first + tile.start, cols, tile.start, c);
+            unsafe { code.run(args, None) };
+            return false;
+        };
+        let epilogue =
+            self.epilogue_args(task.scales, task.rows.start + tile.start, &task.cols, tile.start, c);
         // SAFETY: as above. Bias, multiplier and output have these rows and columns, because `gemm`
         // compared their shapes; the output is a task's own, and no operand shares its memory.
         unsafe { code.run(args, Some(&epilogue)) }
+        true
     }
 
     /// Where the epilogue of a tile finds its operands: row `row` of the product, row `out_row` of `c`.

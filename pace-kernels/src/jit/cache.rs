@@ -43,6 +43,11 @@ impl Cache {
         Ok(kernel)
     }
 
+    /// The kernel of a key, if it is there; this does not count as a use.
+    pub(super) fn find(&self, key: &KernelKey) -> Option<Arc<Kernel>> {
+        self.entries.get(key).map(|entry| Arc::clone(&entry.kernel))
+    }
+
     pub(super) fn list(&self) -> Vec<JitEntry> {
         let mut list: Vec<_> = self
             .entries

@@ -2,6 +2,7 @@
 //! whatever is computed beside it.
 
 mod guard;
+mod slices;
 
 use std::convert::Infallible;
 

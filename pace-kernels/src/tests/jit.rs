@@ -349,6 +349,22 @@ fn a_dump_shows_the_instructions() {
 }
 
 #[test]
+fn a_dump_leaves_the_cache_as_it_is() {
+    let Some(kernels) = Kernels::new(Isa::Avx512Bf16) else { return };
+    let jit = Jit::new(kernels, JitCapacity { kernels: 2, bytes: 1 << 20 }).unwrap();
+    let names = || jit.list().into_iter().map(|entry| entry.name).collect::<Vec<_>>();
+    let [first, second, third] = [1, 2, 3].map(|rows| key(Operands::Bf16, rows, 64, 8));
+    let fresh = jit.dump(&first.to_string()).unwrap();
+    assert!(names().is_empty());
+    jit.tile(&first).unwrap();
+    jit.tile(&second).unwrap();
+    // Nor is it a use of the one that is next to go.
+    assert_eq!(jit.dump(&first.to_string()).unwrap(), fresh);
+    jit.tile(&third).unwrap();
+    assert_eq!(names(), [second.to_string(), third.to_string()]);
+}
+
+#[test]
 fn a_tier_without_the_instructions_has_no_generator() {
     for kernels in super::tiers() {
         let jit = Jit::new(kernels, JitCapacity::default());
@@ -360,6 +376,7 @@ fn a_tier_without_the_instructions_has_no_generator() {
                 assert!(jit.tile(&key(int8, 1, 64, 4)).is_ok());
                 let error = jit.tile(&key(Operands::Bf16, 1, 64, 4)).unwrap_err();
                 assert!(matches!(error, JitError::Isa { needed: Isa::Avx512Bf16, actual: Isa::Avx512Vnni }));
+                assert!(matches!(jit.dump("bf16:1x64:k8"), Err(JitError::Isa { .. })));
             }
             actual => assert!(
                 matches!(jit, Err(JitError::Isa { needed: Isa::Avx512Vnni, actual: a }) if a == actual)

@@ -10,6 +10,11 @@ use super::{AttentionBackend, AttentionPlan, AttentionShape, QueryTile};
 use crate::cx::{load_row, store_row};
 use crate::{KvBatch, KvCache, OpCx};
 
+/// Tokens per query tile: a tile of one KV head has at most 64 rows once the heads of its group are folded in.
+pub(super) fn tile_tokens(shape: &AttentionShape) -> usize {
+    (64 / shape.group()).max(1)
+}
+
 pub(super) struct NativeAttention {
     shape: AttentionShape,
 }
@@ -31,7 +36,7 @@ impl AttentionBackend for NativeAttention {
         out: ActMut<'_>,
     ) {
         let shape = &self.shape;
-        let rows = super::Attention::tile_tokens(shape) * shape.group();
+        let rows = tile_tokens(shape) * shape.group();
         let width = shape.group() * shape.head_dim;
         let row_len = rows * shape.head_dim;
         let mut scratch = cx.thread_scratch(2 * row_len + shape.head_dim * KV_BLOCK + rows * plan.longest());

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, Kernels, MatMut, MatRef, PackedWeights};
 
-use super::{Epilogue, LinearBackend};
+use super::projection::{Finish, LinearBackend};
 use crate::OpCx;
 use crate::cx::{load_row, store_row};
 
@@ -30,12 +30,12 @@ impl NativeMatrix {
     }
 
     /// Output columns.
-    pub(crate) fn n(&self) -> usize {
+    fn n(&self) -> usize {
         self.weights.n()
     }
 
     /// Input columns.
-    pub(crate) fn k(&self) -> usize {
+    fn k(&self) -> usize {
         self.weights.k()
     }
 
@@ -66,14 +66,16 @@ impl NativeMatrix {
 }
 
 impl LinearBackend for NativeMatrix {
-    fn n(&self) -> usize {
-        Self::n(self)
-    }
-
-    fn forward(&self, cx: &OpCx<'_>, a: ActRef<'_>, out: ActMut<'_>, epilogue: Epilogue<'_>) {
+    fn forward(
+        &self,
+        cx: &OpCx<'_>,
+        a: ActRef<'_>,
+        bias: Option<&[f32]>,
+        out: ActMut<'_>,
+        finish: Finish<'_>,
+    ) {
         let (rows, k) = (a.rows(), self.k());
-        assert!(a.cols() == k && out.cols() == self.n() && out.rows() == rows, "projection: shapes differ");
-        let unit = if let Epilogue::Rope { head_dim, .. } = epilogue { head_dim } else { 16 };
+        let unit = if let Finish::Rope { head_dim, .. } = finish { head_dim } else { 16 };
         let width = self.panel_cols(rows, cx.par.threads(), unit);
         let mut wide_a = cx.scratch.take(if matches!(a, ActRef::Bf16(_)) { rows * k } else { 0 });
         let a = cx.widened(a, &mut wide_a);
@@ -87,41 +89,38 @@ impl LinearBackend for NativeMatrix {
             let (panel, row) = rest.split_at_mut(rows * width);
             let mut panel = MatMut::new(&mut panel[..rows * cols.len()], rows, cols.len());
             self.panel(kernels, a, cols.clone(), widened, panel.rb_mut());
-            finish(kernels, &epilogue, cols, panel, &mut row[..tile.cols()], &mut tile);
+            let bias = bias.map(|bias| &bias[cols.clone()]);
+            store(kernels, bias, &finish, cols, panel, &mut row[..tile.cols()], &mut tile);
         });
     }
 }
 
-/// Applies `epilogue` to the f32 `panel` of the output columns `cols` and stores it into `tile`; `row` is one
-/// row of scratch.
-fn finish(
+/// Finishes the f32 `panel` of the output columns `cols` and stores it into `tile`; `row` is one row of scratch.
+fn store(
     kernels: Kernels,
-    epilogue: &Epilogue<'_>,
+    bias: Option<&[f32]>,
+    finish: &Finish<'_>,
     cols: Range<usize>,
     mut panel: MatMut<'_, f32>,
     row: &mut [f32],
     tile: &mut ActMut<'_>,
 ) {
-    let (Epilogue::Store { bias } | Epilogue::Residual { bias } | Epilogue::Rope { bias, .. }) = *epilogue;
-    if let Some(bias) = bias {
-        for i in 0..panel.rows() {
-            kernels.add(panel.row_mut(i), &bias[cols.clone()]);
+    for i in 0..panel.rows() {
+        let sums = panel.row_mut(i);
+        if let Some(bias) = bias {
+            kernels.add(sums, bias);
         }
-    }
-    match *epilogue {
-        Epilogue::Store { .. } => {}
-        Epilogue::Residual { .. } => {
-            for i in 0..panel.rows() {
+        match *finish {
+            Finish::Store => {}
+            Finish::Residual => {
                 load_row(kernels, tile.as_ref(), i, row);
-                kernels.add(panel.row_mut(i), row);
+                kernels.add(sums, row);
+            }
+            Finish::Rope { angles, head_dim, rotated } => {
+                let rotated = rotated.saturating_sub(cols.start).min(cols.len());
+                angles.rotate_row(kernels, i, head_dim, &mut sums[..rotated]);
             }
         }
-        Epilogue::Rope { angles, head_dim, rotated, .. } => {
-            let rotated = rotated.saturating_sub(cols.start).min(cols.len());
-            angles.rotate(kernels, head_dim, rotated, &mut panel);
-        }
-    }
-    for i in 0..panel.rows() {
-        store_row(kernels, panel.row(i), tile, i);
+        store_row(kernels, sums, tile, i);
     }
 }

@@ -66,7 +66,7 @@ impl Profile {
         let seconds = records.steps.as_secs_f64().max(spans);
         let mut all: Vec<_> = records.totals.iter().collect();
         all.sort_by_key(|(key, total)| {
-            (Reverse(total.time), key.layer, key.operator, key.m_class, key.backend.name())
+            (Reverse(total.time), key.layer, key.operator, key.m_class.name(), key.backend.name())
         });
         ProfileReport {
             seconds,

@@ -4,9 +4,8 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use pace_kernels::{DType, Par, WeightFormat};
+use pace_kernels::{DType, Kernels, Par, WeightFormat};
 use pace_models::LoadOptions;
-use pace_ops::OperatorConfig;
 use pace_runtime::chat::Message;
 use pace_runtime::{ErrorKind, LoadProgress, ModelFiles, ModelRef, RuntimeError};
 
@@ -67,13 +66,8 @@ pub(crate) fn load(
     allow_nonfinite: bool,
     progress: LoadProgress,
 ) -> Result<(), RuntimeError> {
-    let options = LoadOptions {
-        weights: WeightFormat::F32,
-        activations: DType::F32,
-        operators: OperatorConfig::default(),
-        allow_nonfinite,
-    };
-    files.load(options, Par::seq(), &progress).map(drop)
+    let options = LoadOptions { allow_nonfinite, ..LoadOptions::new(WeightFormat::F32, DType::F32) };
+    files.load(options, Kernels::detect(), Par::seq(), &progress).map(drop)
 }
 
 /// A model that is wrong in one way.

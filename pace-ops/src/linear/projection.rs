@@ -1,0 +1,133 @@
+//! [`Projection`]: a weight matrix with its bias and the backends that multiply by it.
+
+use std::sync::Arc;
+
+use pace_kernels::{ActMut, ActRef, PackedWeights};
+
+use super::native::NativeMatrix;
+use super::panels::PanelLinear;
+use crate::choice::ByClass;
+use crate::panels::{PanelGemm, require_panels};
+use crate::rope::AngleTable;
+use crate::self_test::{Mismatch, Sample};
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator};
+
+/// How a projection's f32 result becomes its output, after the bias was added.
+#[derive(Clone, Copy)]
+pub(crate) enum Finish<'a> {
+    /// Round.
+    Store,
+    /// Add what the output holds, round.
+    Residual,
+    /// Rotate the heads in the columns `..rotated`, round.
+    Rope {
+        /// One row a token.
+        angles: AngleTable<'a>,
+        /// Columns of one head.
+        head_dim: usize,
+        /// Columns of the query and key heads together.
+        rotated: usize,
+    },
+}
+
+/// One way to compute a projection.
+pub(crate) trait LinearBackend: Send + Sync {
+    /// `out = finish(a * W^T + bias)`; `a` is `[rows, k]`, `out` `[rows, n]`.
+    fn forward(
+        &self,
+        cx: &OpCx<'_>,
+        a: ActRef<'_>,
+        bias: Option<&[f32]>,
+        out: ActMut<'_>,
+        finish: Finish<'_>,
+    );
+}
+
+/// A matrix `[n, k]`, a bias, and a backend for each class of row counts.
+pub(crate) struct Projection {
+    shape: OpShape,
+    weights: Arc<PackedWeights>,
+    bias: Option<Vec<f32>>,
+    backends: ByClass<dyn LinearBackend>,
+}
+
+impl Projection {
+    /// # Errors
+    /// The operator has no such backend, not for these weights, or not here.
+    ///
+    /// # Panics
+    /// The bias has another length than `n`.
+    pub(crate) fn new(
+        build: &BuildCx,
+        op: Operator,
+        weights: Arc<PackedWeights>,
+        bias: Option<Vec<f32>>,
+        choice: Choice,
+    ) -> Result<Self, OpError> {
+        assert!(bias.as_ref().is_none_or(|b| b.len() == weights.n()), "one bias per output column");
+        let shape = OpShape::matrix(op, weights.format().into(), weights.n(), weights.k());
+        let choice = build.resolve(shape, choice)?;
+        for backend in MClass::ALL.map(|class| choice.of(class)) {
+            if backend != Backend::Native {
+                require_panels(op, backend, &weights, false)?;
+            }
+        }
+        let backends = ByClass::build(choice, |backend| matrix(build, &weights, backend));
+        Ok(Self { shape, weights, bias, backends })
+    }
+
+    /// Output columns.
+    pub(crate) fn n(&self) -> usize {
+        self.weights.n()
+    }
+
+    /// What tells this operator's measurements and tests from those of others.
+    pub(crate) const fn shape(&self) -> OpShape {
+        self.shape
+    }
+
+    /// `out = finish(a * W^T + bias)`.
+    ///
+    /// # Panics
+    /// Shapes differ.
+    pub(crate) fn forward(&self, cx: &OpCx<'_>, a: ActRef<'_>, out: ActMut<'_>, finish: Finish<'_>) {
+        let (rows, n, k) = (a.rows(), self.weights.n(), self.weights.k());
+        assert!(a.cols() == k && out.cols() == n && out.rows() == rows, "projection: shapes differ");
+        let (_, built) = self.backends.of(rows);
+        built.forward(cx, a, self.bias.as_deref(), out, finish);
+    }
+
+    /// Runs every backend once and compares it with the reference.
+    pub(crate) fn self_test(&self, cx: &OpCx<'_>, finish: Finish<'_>) -> Result<(), Mismatch> {
+        let native = NativeMatrix::new(Arc::clone(&self.weights));
+        let sample = Sample::new(OpDType::from(self.weights.format()));
+        let bias = self.bias.as_deref();
+        for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
+            let a = sample.rows(rows, self.weights.k());
+            let run = |by: &dyn LinearBackend| {
+                let mut out = sample.rows(rows, self.weights.n());
+                by.forward(cx, a.rows(rows), bias, out.rows_mut(rows), finish);
+                out
+            };
+            sample.compare(backend, &run(built), &run(&native), rows)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the projection to the reference path.
+    pub(crate) fn set_native(&mut self) {
+        self.backends = ByClass::native(Box::new(NativeMatrix::new(Arc::clone(&self.weights))));
+    }
+}
+
+fn matrix(build: &BuildCx, weights: &Arc<PackedWeights>, backend: Backend) -> Box<dyn LinearBackend> {
+    let weights = Arc::clone(weights);
+    match backend {
+        Backend::Tpp => Box::new(PanelLinear::new(PanelGemm::table(build), weights)),
+        Backend::Jit => Box::new(PanelLinear::new(PanelGemm::generated(build), weights)),
+        Backend::Native => Box::new(NativeMatrix::new(weights)),
+        Backend::Auto | Backend::Imbps | Backend::Flash => {
+            unreachable!("`resolve` leaves what a projection has")
+        }
+    }
+}
