@@ -11,9 +11,7 @@ use self::native::NativeAttention;
 pub(crate) use self::sample::SampleKv;
 use crate::choice::ByClass;
 use crate::self_test::{Mismatch, Sample, SelfTest};
-use crate::{
-    Backend, BuildCx, Choice, KvBatch, OpCx, OpDType, OpError, OpShape, OpSize, Operator,
-};
+use crate::{Backend, BuildCx, Choice, KvBatch, OpCx, OpDType, OpError, OpShape, OpSize, Operator};
 
 /// The shape of one layer's attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,7 +69,9 @@ impl Attention {
                 Backend::Flash => Box::new(FlashAttention::table(shape)),
                 Backend::Jit => Box::new(FlashAttention::generated(build, shape)),
                 Backend::Native => Box::new(NativeAttention::new(shape)),
-                Backend::Auto | Backend::Tpp | Backend::Imbps => unreachable!("`resolve` leaves what there is"),
+                Backend::Auto | Backend::Tpp | Backend::Imbps => {
+                    unreachable!("`resolve` leaves what there is")
+                }
             }
         });
         Ok(Self { shape, kv_dtype, backends })

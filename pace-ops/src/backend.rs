@@ -222,7 +222,11 @@ mod tests {
     fn a_backend_exists_where_it_has_types() {
         for op in Operator::ALL {
             for backend in Backend::ALL {
-                assert_eq!(op.backends().contains(&backend), !op.dtypes(backend).is_empty(), "{op} {backend}");
+                assert_eq!(
+                    op.backends().contains(&backend),
+                    !op.dtypes(backend).is_empty(),
+                    "{op} {backend}"
+                );
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use pace_kernels::{ActQuant, Isa, Jit, JitCapacity, JitError, Kernels, PackSpec, WeightFormat, WeightLayout};
+use pace_kernels::{
+    ActQuant, Isa, Jit, JitCapacity, JitError, Kernels, PackSpec, WeightFormat, WeightLayout,
+};
 
 use crate::{Backend, Choice, MClass, OpDType, OpError, OpShape, OpSize, Operator};
 
@@ -17,13 +19,22 @@ pub struct BuildCx {
     pub imbps_chunks: Option<usize>,
     /// How activations are rounded for int8 weights.
     pub act_quant: ActQuant,
+    /// Bytes of a core's second-level cache.
+    pub l2_bytes: usize,
 }
 
 impl BuildCx {
     /// Builds for the tier of `kernels`, with a cache of generated code of its own.
     pub fn new(kernels: Kernels) -> Self {
         let jit = Jit::new(kernels, JitCapacity::default()).map(Arc::new).map_err(Arc::new);
-        Self { kernels, jit, panel_width: 64, imbps_chunks: None, act_quant: ActQuant::default() }
+        Self {
+            kernels,
+            jit,
+            panel_width: 64,
+            imbps_chunks: None,
+            act_quant: ActQuant::default(),
+            l2_bytes: 1 << 20,
+        }
     }
 
     /// The kernels that operators are built for.
@@ -51,7 +62,8 @@ impl BuildCx {
             return Err(OpError::Unsupported { op, backend, available: op.backends() });
         }
         if !op.dtypes(backend).contains(&dtype) {
-            let available = op.backends().iter().copied().filter(|&b| op.dtypes(b).contains(&dtype)).collect();
+            let available =
+                op.backends().iter().copied().filter(|&b| op.dtypes(b).contains(&dtype)).collect();
             return Err(OpError::UnsupportedType { op, backend, dtype, available });
         }
         if backend == Backend::Imbps && dtype == OpDType::Int8 && self.act_quant == ActQuant::Token {

@@ -17,7 +17,10 @@ impl Choice {
     /// NATIVE is mixed with another one: a row's bits would depend on the rows beside it.
     pub fn new(by_class: [Backend; 3]) -> Self {
         let native = by_class.iter().filter(|&&b| b == Backend::Native).count();
-        assert!(native == 0 || native == by_class.len(), "{by_class:?}: NATIVE is not bit-equal to the others");
+        assert!(
+            native == 0 || native == by_class.len(),
+            "{by_class:?}: NATIVE is not bit-equal to the others"
+        );
         Self(by_class)
     }
 

@@ -104,7 +104,9 @@ impl OutProjection {
         bias: Option<Vec<f32>>,
         choice: impl Into<Choice>,
     ) -> Result<Self, OpError> {
-        Ok(Self { projection: Projection::new(build, Operator::OutProjection, weights, bias, choice.into())? })
+        Ok(Self {
+            projection: Projection::new(build, Operator::OutProjection, weights, bias, choice.into())?,
+        })
     }
 
     /// `residual += a * W^T + bias`, summed in f32 and rounded once.

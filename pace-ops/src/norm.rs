@@ -101,15 +101,21 @@ impl Norm {
             });
         }
         let mut scratch = cx.thread_scratch(2 * cols);
-        cx.par.grid_act(x.rb_mut(), cuts.as_slice(), cols.max(1), &mut scratch, |slot, row_tile, _, mut x| {
-            let (sum, row) = slot.split_at_mut(cols);
-            for i in 0..x.rows() {
-                load_row(kernels, x.as_ref(), i, sum);
-                load_row(kernels, r, cuts.as_slice()[row_tile] + i, row);
-                kernels.add(sum, row);
-                store_row(kernels, sum, &mut x, i);
-            }
-        });
+        cx.par.grid_act(
+            x.rb_mut(),
+            cuts.as_slice(),
+            cols.max(1),
+            &mut scratch,
+            |slot, row_tile, _, mut x| {
+                let (sum, row) = slot.split_at_mut(cols);
+                for i in 0..x.rows() {
+                    load_row(kernels, x.as_ref(), i, sum);
+                    load_row(kernels, r, cuts.as_slice()[row_tile] + i, row);
+                    kernels.add(sum, row);
+                    store_row(kernels, sum, &mut x, i);
+                }
+            },
+        );
         self.normalise(cx, Backend::Native, x.as_ref(), out);
     }
 

@@ -54,7 +54,12 @@ impl SelfTest for Rope {
         let run = |backend| {
             let mut rows = sample.rows(1, self.rotary_dim);
             if let pace_kernels::ActMut::F32(mut row) = rows.rows_mut(1) {
-                AngleTable { backend, ..angles.table() }.rotate_row(cx.kernels, 0, self.rotary_dim, row.row_mut(0));
+                AngleTable { backend, ..angles.table() }.rotate_row(
+                    cx.kernels,
+                    0,
+                    self.rotary_dim,
+                    row.row_mut(0),
+                );
             }
             rows
         };

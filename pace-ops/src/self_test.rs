@@ -38,7 +38,10 @@ pub struct Mismatch {
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { backend, difference, tolerance } = self;
-        write!(f, "`{backend}` is off by {difference:.2e} of the largest result, {tolerance:.0e} is tolerated")
+        write!(
+            f,
+            "`{backend}` is off by {difference:.2e} of the largest result, {tolerance:.0e} is tolerated"
+        )
     }
 }
 

@@ -94,7 +94,9 @@ impl fmt::Display for OpSize {
             Self::Matrix { n, k } => format!("{n} x {k}"),
             Self::Mlp { hidden, ffn, gated: true } => format!("{hidden} x {ffn}, gated"),
             Self::Mlp { hidden, ffn, gated: false } => format!("{hidden} x {ffn}"),
-            Self::Heads { n_heads, n_kv_heads, head_dim } => format!("{n_heads}/{n_kv_heads} heads of {head_dim}"),
+            Self::Heads { n_heads, n_kv_heads, head_dim } => {
+                format!("{n_heads}/{n_kv_heads} heads of {head_dim}")
+            }
             Self::Row { cols } => format!("{cols}"),
         };
         f.pad(&text)

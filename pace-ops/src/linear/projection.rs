@@ -126,6 +126,8 @@ fn matrix(build: &BuildCx, weights: &Arc<PackedWeights>, backend: Backend) -> Bo
         Backend::Tpp => Box::new(PanelLinear::new(PanelGemm::table(build), weights)),
         Backend::Jit => Box::new(PanelLinear::new(PanelGemm::generated(build), weights)),
         Backend::Native => Box::new(NativeMatrix::new(weights)),
-        Backend::Auto | Backend::Imbps | Backend::Flash => unreachable!("`resolve` leaves what a projection has"),
+        Backend::Auto | Backend::Imbps | Backend::Flash => {
+            unreachable!("`resolve` leaves what a projection has")
+        }
     }
 }

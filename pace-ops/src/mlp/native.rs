@@ -19,7 +19,8 @@ pub(super) struct NativeMlp {
 
 impl NativeMlp {
     pub(super) fn new(weights: Arc<MlpWeights>, activation: Activation) -> Self {
-        let (up, down) = (NativeMatrix::new(Arc::clone(&weights.up)), NativeMatrix::new(Arc::clone(&weights.down)));
+        let (up, down) =
+            (NativeMatrix::new(Arc::clone(&weights.up)), NativeMatrix::new(Arc::clone(&weights.down)));
         Self { weights, up, down, activation }
     }
 

@@ -24,11 +24,8 @@ impl MlpBackend for PanelMlp {
     fn forward(&self, cx: &OpCx<'_>, x: ActRef<'_>, residual: ActMut<'_>) {
         let w = &self.weights;
         let mut inner = cx.act(x.dtype(), x.rows(), w.ffn());
-        let up = Epilogue {
-            bias: w.up_bias.as_deref(),
-            activation: Some(self.activation),
-            ..Epilogue::default()
-        };
+        let up =
+            Epilogue { bias: w.up_bias.as_deref(), activation: Some(self.activation), ..Epilogue::default() };
         self.gemm.run(cx, x, &w.up, inner.view_mut(), &up);
         let down = Epilogue { bias: w.down_bias.as_deref(), accumulate: true, ..Epilogue::default() };
         self.gemm.run(cx, inner.view(), &w.down, residual, &down);
