@@ -20,6 +20,11 @@ pub struct LoadOptions {
     pub activations: DType,
     /// One backend per operator.
     pub operators: OperatorConfig,
+    /// Outputs of a panel of blocked weights: 32 or 64; none is what measures best.
+    pub panel_width: Option<usize>,
+    /// Parts of the MLP's intermediate dimension that IMBPS computes one after the other; none is chosen from cache
+    /// sizes and batch, 1 is no split.
+    pub imbps_chunks: Option<usize>,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,

@@ -67,6 +67,8 @@ impl EngineConfig {
                 weights,
                 activations,
                 operators: OperatorConfig::default(),
+                panel_width: None,
+                imbps_chunks: None,
                 allow_nonfinite: false,
             },
             kv_dtype: activations,

@@ -71,6 +71,8 @@ pub(crate) fn load(
         weights: WeightFormat::F32,
         activations: DType::F32,
         operators: OperatorConfig::default(),
+        panel_width: None,
+        imbps_chunks: None,
         allow_nonfinite,
     };
     files.load(options, Par::seq(), &progress).map(drop)
