@@ -28,7 +28,7 @@ impl Session {
         args: &EngineArgs,
         check: impl FnOnce(&ModelFiles) -> Result<T>,
     ) -> Result<(Self, T)> {
-        let config = args.config()?;
+        let config = args.config(env)?;
         let files = Arc::new(open(env, args.model.as_deref())?);
         let checked = check(&files)?;
         let engine = EngineHandle::start(&files, config, load_progress())?;
