@@ -39,7 +39,7 @@ impl Session {
         profile: bool,
         check: impl FnOnce(&ModelFiles) -> Result<T>,
     ) -> Result<(Self, T)> {
-        let config = EngineConfig { profile, ..args.config()? };
+        let config = EngineConfig { profile, ..args.config(env)? };
         let files = Arc::new(open(env, args.model.as_deref())?);
         let checked = check(&files)?;
         let engine = EngineHandle::start(&files, config, load_progress())?;

@@ -170,7 +170,7 @@ impl PackedWeights {
         if let Some(panels) = self.panels() {
             let (panel, column) = panels.place(i);
             let (weights, scales) = self.panel(&panels, panel);
-            panels.load(column, weights, scales, out);
+            panels.load(kernels, column, weights, scales, out);
             return;
         }
         match self.spec.format {
@@ -195,9 +195,18 @@ impl PackedWeights {
         if self.spec == WeightFormat::F32.into() {
             return self.matrix().rows_range(rows);
         }
+        assert!(rows.end <= self.n, "rows {rows:?} of {} rows", self.n);
         let mut wide = MatMut::new(scratch, rows.len(), self.k);
-        for (at, i) in rows.clone().enumerate() {
-            self.row(i, kernels, wide.row_mut(at));
+        if let Some(panels) = self.panels() {
+            for (panel, column, run) in panels.runs(rows.clone()) {
+                let (weights, scales) = self.panel(&panels, panel);
+                let out = &mut scratch[(run.start - rows.start) * self.k..][..run.len() * self.k];
+                panels.load(kernels, column, weights, scales, out);
+            }
+        } else {
+            for (at, i) in rows.clone().enumerate() {
+                self.row(i, kernels, wide.row_mut(at));
+            }
         }
         MatRef::new(scratch, rows.len(), self.k)
     }

@@ -52,22 +52,43 @@ impl fmt::Display for Backend {
 impl FromStr for Backend {
     type Err = UnknownName;
 
+    /// A name in any case, alone or as AMD PACE's `LLMBackendType.TPP`.
     fn from_str(s: &str) -> Result<Self, UnknownName> {
+        let lower = s.to_ascii_lowercase();
+        let name = lower.strip_prefix("llmbackendtype.").unwrap_or(&lower);
         Self::ALL
             .into_iter()
-            .find(|b| b.name().eq_ignore_ascii_case(s))
-            .ok_or_else(|| UnknownName { found: s.to_owned(), known: Self::ALL.map(Self::name).join(", ") })
+            .find(|b| b.name() == name)
+            .ok_or_else(|| UnknownName::new(s, &Self::ALL.map(Self::name)))
     }
 }
 
 /// A backend or operator name that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{found}` is none of: {known}")]
+#[error("`{found}` is none of: {known}{}", .nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
 pub struct UnknownName {
     /// What was given.
     pub found: String,
     /// What would be right.
     pub known: String,
+    /// The one of them that looks most like what was given.
+    pub nearest: Option<&'static str>,
+}
+
+impl UnknownName {
+    pub(crate) fn new(found: &str, known: &[&'static str]) -> Self {
+        let lower = found.to_ascii_lowercase();
+        // The first knows abbreviations (attn), the second letters that changed places in short names (mpl).
+        let likeness = |name: &str| {
+            strsim::jaro_winkler(&lower, name).max(strsim::normalized_damerau_levenshtein(&lower, name))
+        };
+        let nearest = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        Self {
+            found: found.to_owned(),
+            known: known.join(", "),
+            nearest: nearest.filter(|name| likeness(name) > 0.65),
+        }
+    }
 }
 
 /// What is computed: the operators that a decoder runs.
@@ -214,8 +235,10 @@ mod tests {
             assert_eq!(b.name().parse::<Backend>().unwrap(), b);
             assert_eq!(b.name().to_uppercase().parse::<Backend>().unwrap(), b);
         }
+        assert_eq!("LLMBackendType.TPP".parse::<Backend>().unwrap(), Backend::Tpp);
         let err = "tp".parse::<Backend>().unwrap_err();
-        assert!(err.to_string().contains("native"), "{err}");
+        assert!(err.to_string().contains("native") && err.nearest == Some("tpp"), "{err}");
+        assert_eq!("zz".parse::<Backend>().unwrap_err().nearest, None);
     }
 
     #[test]

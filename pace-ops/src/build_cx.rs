@@ -19,13 +19,22 @@ pub struct BuildCx {
     pub imbps_chunks: Option<usize>,
     /// How activations are rounded for int8 weights.
     pub act_quant: ActQuant,
+    /// Bytes of a core's second-level cache.
+    pub l2_bytes: usize,
 }
 
 impl BuildCx {
     /// Builds for the tier of `kernels`, with a cache of generated code of its own.
     pub fn new(kernels: Kernels) -> Self {
         let jit = Jit::new(kernels, JitCapacity::default()).map(Arc::new).map_err(Arc::new);
-        Self { kernels, jit, panel_width: 64, imbps_chunks: None, act_quant: ActQuant::default() }
+        Self {
+            kernels,
+            jit,
+            panel_width: 64,
+            imbps_chunks: None,
+            act_quant: ActQuant::default(),
+            l2_bytes: 1 << 20,
+        }
     }
 
     /// The kernels that operators are built for.

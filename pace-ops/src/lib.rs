@@ -31,7 +31,7 @@ pub use choice::Choice;
 pub use config::OperatorConfig;
 pub use cx::{OpCx, ScratchAct};
 pub use embedding::Embedding;
-pub use error::OpError;
+pub use error::{ConfigError, OpError};
 pub use kv::{KvBatch, KvCache, KvError, KvUsage};
 pub use limits::Limits;
 pub use linear::{Linear, OutProjection, QkvProjection};

@@ -1,5 +1,6 @@
 //! [`Mlp`]: the feed-forward layer, added to the residual stream.
 
+mod imbps;
 mod native;
 mod panels;
 
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, Activation, PackedWeights};
 
+use self::imbps::ImbpsMlp;
 use self::native::NativeMlp;
 use self::panels::PanelMlp;
 use crate::choice::ByClass;
@@ -157,6 +159,7 @@ fn layer(
         Backend::Jit => Box::new(PanelMlp::new(PanelGemm::generated(build), weights, activation)),
 
         Backend::Native => Box::new(NativeMlp::new(weights, activation)),
-        Backend::Imbps | Backend::Auto | Backend::Flash => unreachable!("`resolve` leaves what an MLP has"),
+        Backend::Imbps => Box::new(ImbpsMlp::new(build, weights, activation)),
+        Backend::Auto | Backend::Flash => unreachable!("`resolve` leaves what an MLP has"),
     }
 }

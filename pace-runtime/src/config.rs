@@ -2,7 +2,10 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+
+use pace_ops::{ConfigError, OperatorConfig};
 
 /// What the environment says. Unset and empty variables are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,12 @@ pub struct Env {
     pub hf_offline: bool,
     /// `NO_COLOR`: no colours, even on a terminal.
     pub no_color: bool,
+    /// `PACE_OP_CONFIG`: backends by operator, as [`OperatorConfig::from_json`] reads them.
+    pub operators: OperatorConfig,
+    /// `LIBXSMM_BLOCK_SIZE`: outputs of a panel of blocked weights, 32 or 64.
+    pub panel_width: Option<usize>,
+    /// `IMBPS_BLOCK_SIZE`: parts of the MLP's intermediate dimension, 1 to 1024.
+    pub imbps_chunks: Option<usize>,
 }
 
 /// A text that must not be seen: nothing prints it.
@@ -51,14 +60,31 @@ pub enum LogLevel {
 
 /// An environment variable has a value that means nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("environment variable {name}: `{value}` is none of: {known}")]
-pub struct EnvError {
-    /// The variable.
-    pub name: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What would be right.
-    pub known: &'static str,
+#[non_exhaustive]
+pub enum EnvError {
+    /// It is none of a few words.
+    #[error("environment variable {name}: `{value}` is none of: {known}")]
+    Unknown {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        known: &'static str,
+    },
+    /// It is no integer of a range.
+    #[error("environment variable {name}: `{value}` is no integer from {} to {}", .range.start(), .range.end())]
+    OutOfRange {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        range: RangeInclusive<usize>,
+    },
+    /// `PACE_OP_CONFIG` describes no configuration of operators.
+    #[error("environment variable PACE_OP_CONFIG: {0}")]
+    Operators(#[from] ConfigError),
 }
 
 impl Env {
@@ -95,6 +121,12 @@ impl Env {
             hf_token_path: path("HF_TOKEN_PATH").or_else(|| in_hf_home("token")),
             hf_offline: switch("HF_HUB_OFFLINE", text("HF_HUB_OFFLINE"))?,
             no_color: get("NO_COLOR").is_some(),
+            operators: text("PACE_OP_CONFIG")
+                .map(|v| OperatorConfig::from_json(&v))
+                .transpose()?
+                .unwrap_or_default(),
+            panel_width: text("LIBXSMM_BLOCK_SIZE").map(panel_width).transpose()?,
+            imbps_chunks: integer("IMBPS_BLOCK_SIZE", text("IMBPS_BLOCK_SIZE"), 1..=1024)?,
         })
     }
 }
@@ -133,7 +165,9 @@ impl LogLevel {
             "warning" | "warn" => Ok(Self::Warning),
             "error" => Ok(Self::Error),
             "none" => Ok(Self::None),
-            _ => Err(EnvError { name: "PACE_LOG_LEVEL", value: value.to_owned(), known: Self::KNOWN }),
+            _ => {
+                Err(EnvError::Unknown { name: "PACE_LOG_LEVEL", value: value.to_owned(), known: Self::KNOWN })
+            }
         }
     }
 }
@@ -144,13 +178,34 @@ fn switch(name: &'static str, value: Option<String>) -> Result<bool, EnvError> {
     match value.to_ascii_lowercase().as_str() {
         "1" | "on" | "yes" | "true" => Ok(true),
         "0" | "off" | "no" | "false" => Ok(false),
-        _ => Err(EnvError { name, value, known: "1, on, yes, true, 0, off, no, false" }),
+        _ => Err(EnvError::Unknown { name, value, known: "1, on, yes, true, 0, off, no, false" }),
+    }
+}
+
+fn panel_width(value: String) -> Result<usize, EnvError> {
+    match value.as_str() {
+        "32" => Ok(32),
+        "64" => Ok(64),
+        _ => Err(EnvError::Unknown { name: "LIBXSMM_BLOCK_SIZE", value, known: "32, 64" }),
+    }
+}
+
+fn integer(
+    name: &'static str,
+    value: Option<String>,
+    range: RangeInclusive<usize>,
+) -> Result<Option<usize>, EnvError> {
+    let Some(value) = value else { return Ok(None) };
+    match value.parse() {
+        Ok(number) if range.contains(&number) => Ok(Some(number)),
+        _ => Err(EnvError::OutOfRange { name, value, range }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pace_ops::Backend;
 
     fn env(vars: &[(&str, &str)]) -> Result<Env, EnvError> {
         Env::from_lookup(&|name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into()))
@@ -199,5 +254,42 @@ mod tests {
         assert!(err.contains("PACE_LOG_LEVEL") && err.contains("loud") && err.contains("profile"), "{err}");
         assert!(env(&[("HF_HUB_OFFLINE", "1")]).unwrap().hf_offline);
         assert!(env(&[("HF_HUB_OFFLINE", "maybe")]).is_err());
+    }
+
+    #[test]
+    fn operators_are_configured_as_json() {
+        assert_eq!(env(&[]).unwrap().operators, OperatorConfig::default());
+        let json = r#"{"norm_backend": "NATIVE"}"#;
+        let want = OperatorConfig { norm: Backend::Native, ..OperatorConfig::default() };
+        assert_eq!(env(&[("PACE_OP_CONFIG", json)]).unwrap().operators, want);
+        for (json, word) in
+            [("{", "line 1"), (r#"{"nrom": "native"}"#, "`norm`"), (r#"{"norm": "imbps"}"#, "imbps")]
+        {
+            let err = env(&[("PACE_OP_CONFIG", json)]).unwrap_err().to_string();
+            assert!(err.contains("PACE_OP_CONFIG") && err.contains(word), "{err}");
+        }
+    }
+
+    #[test]
+    fn block_sizes_are_numbers_that_make_sense() {
+        let sizes = |env: Env| (env.panel_width, env.imbps_chunks);
+        assert_eq!(sizes(env(&[]).unwrap()), (None, None));
+        let both = |panel, chunks| env(&[("LIBXSMM_BLOCK_SIZE", panel), ("IMBPS_BLOCK_SIZE", chunks)]);
+        assert_eq!(sizes(both("32", "1").unwrap()), (Some(32), Some(1)));
+        assert_eq!(sizes(both("64", "1024").unwrap()), (Some(64), Some(1024)));
+        for panel in ["0", "48", "128", "x", "-32"] {
+            let err = both(panel, "1").unwrap_err().to_string();
+            assert!(
+                err.contains("LIBXSMM_BLOCK_SIZE") && err.contains(panel) && err.contains("32, 64"),
+                "{err}"
+            );
+        }
+        for chunks in ["0", "1025", "-1", "2.5", "all"] {
+            let err = both("", chunks).unwrap_err().to_string();
+            assert!(
+                err.contains("IMBPS_BLOCK_SIZE") && err.contains(chunks) && err.contains("1 to 1024"),
+                "{err}"
+            );
+        }
     }
 }

@@ -1,8 +1,13 @@
 //! The flags of every command that runs a model.
 
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use pace_kernels::DType;
-use pace_runtime::{EngineConfig, RuntimeError};
+use pace_ops::{ConfigError, OperatorConfig};
+use pace_runtime::EngineConfig;
+use pace_runtime::config::Env;
+
+use crate::exit::Usage;
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
@@ -22,6 +27,13 @@ pub(crate) struct EngineArgs {
     /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
+    /// Backends by operator, such as '{"attention": "native", "mlp": "auto"}'; goes before $PACE_OP_CONFIG, which counts
+    /// for keys left out. What neither names is auto.
+    #[arg(long, value_name = "JSON", value_parser = operator_json)]
+    pub(crate) op_config: Option<String>,
+    /// One operator's backend, such as mlp=native; may be given more than once and goes before --op-config.
+    #[arg(long, value_name = "KEY=BACKEND", value_parser = operator_entry)]
+    pub(crate) op: Vec<(String, String)>,
 }
 
 /// `--dtype`.
@@ -42,18 +54,69 @@ pub(crate) enum KvChoice {
 
 impl EngineArgs {
     /// What the flags mean on this machine.
-    pub(crate) fn config(&self) -> Result<EngineConfig, RuntimeError> {
+    pub(crate) fn config(&self, env: &Env) -> Result<EngineConfig> {
         let dtype = match self.dtype {
             WeightChoice::F32 => DType::F32,
             WeightChoice::Auto | WeightChoice::Bf16 => DType::Bf16,
         };
         let mut config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
         config.load.allow_nonfinite = self.allow_nonfinite;
+        config.load.operators = self.operators(env.operators).map_err(|e| Usage(e.to_string()))?;
+        config.load.panel_width = env.panel_width;
+        config.load.imbps_chunks = env.imbps_chunks;
         match self.kv_dtype {
             Some(KvChoice::F32) => config.load.kv = DType::F32,
             Some(KvChoice::Bf16) => config.load.kv = DType::Bf16,
             None => {}
         }
         Ok(config)
+    }
+
+    /// The backends of the environment, with those of the flags in their place.
+    fn operators(&self, mut operators: OperatorConfig) -> Result<OperatorConfig, ConfigError> {
+        if let Some(json) = &self.op_config {
+            operators.apply_json(json)?;
+        }
+        for (key, backend) in &self.op {
+            operators.set(key, backend)?;
+        }
+        Ok(operators)
+    }
+}
+
+/// `--op-config`, checked.
+fn operator_json(json: &str) -> Result<String, ConfigError> {
+    OperatorConfig::from_json(json).map(|_| json.to_owned())
+}
+
+/// `--op`, checked.
+fn operator_entry(entry: &str) -> Result<(String, String)> {
+    let Some((key, backend)) = entry.split_once('=') else {
+        anyhow::bail!("an operator and its backend are needed, such as mlp=native");
+    };
+    OperatorConfig::default().set(key, backend)?;
+    Ok((key.to_owned(), backend.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use pace_ops::Backend;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    #[test]
+    fn an_operator_s_flag_goes_before_the_json_and_that_before_the_environment() {
+        let json = r#"{"norm": "auto", "rope_backend": "AUTO"}"#;
+        let flags =
+            ["x", "--op", "norm=native", "--op-config", json, "--op", "mlp=native", "--op", "MLP=auto"];
+        let args = Program::try_parse_from(flags).unwrap().engine;
+        let want = OperatorConfig { rope: Backend::Auto, mlp: Backend::Auto, ..OperatorConfig::native() };
+        assert_eq!(args.operators(OperatorConfig::native()), Ok(want));
     }
 }

@@ -125,6 +125,26 @@ fn environment_variables_are_checked() {
     let words = ["PACE_LOG_LEVEL", "nonsense", "debug", "none"];
     call().env("PACE_LOG_LEVEL", "nonsense").run().assert_refused(2, &words);
     call().env("HF_HUB_OFFLINE", "perhaps").run().assert_refused(2, &["HF_HUB_OFFLINE", "perhaps"]);
+    let words = ["PACE_OP_CONFIG", "`mpl`", "did you mean `mlp`?"];
+    call().env("PACE_OP_CONFIG", r#"{"mpl": "native"}"#).run().assert_refused(2, &words);
+    call().env("PACE_OP_CONFIG", "mlp=native").run().assert_refused(2, &["PACE_OP_CONFIG", "JSON", "line 1"]);
+    call().env("LIBXSMM_BLOCK_SIZE", "48").run().assert_refused(2, &["LIBXSMM_BLOCK_SIZE", "48", "32, 64"]);
+    call().env("IMBPS_BLOCK_SIZE", "0").run().assert_refused(2, &["IMBPS_BLOCK_SIZE", "`0`", "1 to 1024"]);
+}
+
+#[test]
+fn operators_and_backends_that_do_not_exist_are_refused() {
+    let entry = |entry: &str, words: &[&str]| refused(&["--prompt-tokens", "1", "--op", entry], words);
+    entry("mpl=native", &["--op <KEY=BACKEND>", "`mpl`", "norm, qkv_projection", "did you mean `mlp`?"]);
+    entry("mlp=nativ", &["--op", "`nativ`", "auto, native", "did you mean `native`?"]);
+    entry("norm=imbps", &["--op", "norm has no backend `imbps`", "native"]);
+    entry("linear=native", &["--op", "`linear`"]);
+    entry("mlp", &["--op", "mlp=native"]);
+    let json = |json: &str, words: &[&str]| refused(&["--prompt-tokens", "1", "--op-config", json], words);
+    json(r#"{"atention": "native"}"#, &["--op-config <JSON>", "did you mean `attention`?"]);
+    json(r#"{"mlp": "native", "MLP": "auto"}"#, &["--op-config", "mlp is both `native` and `auto`"]);
+    json(r#"{"mlp": true}"#, &["--op-config", "mlp: true is no text"]);
+    json("{'mlp': 'native'}", &["--op-config", "line 1 column 2"]);
 }
 
 #[test]

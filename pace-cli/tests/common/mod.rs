@@ -33,7 +33,9 @@ impl Call {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pace-cli"));
         command.args(args).env("HOME", home.path()).env("PACE_CACHE", home.path().join("cache"));
         command.env("HF_HUB_OFFLINE", "1").env("PIP_NO_INDEX", "1");
-        for name in ["PACE_LOG_LEVEL", "XDG_CACHE_HOME"] {
+        for name in
+            ["PACE_LOG_LEVEL", "PACE_OP_CONFIG", "LIBXSMM_BLOCK_SIZE", "IMBPS_BLOCK_SIZE", "XDG_CACHE_HOME"]
+        {
             command.env_remove(name);
         }
         for name in ["HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE"] {

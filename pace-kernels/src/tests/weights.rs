@@ -194,6 +194,50 @@ fn panels_hold_every_row() {
     }
 }
 
+/// `rows_f32` reads whole runs of a panel's columns, `row` one.
+#[test]
+fn runs_of_rows_in_panels_are_those_rows() {
+    let groups = [32, 128, 256].map(|group| PackSpec::panels(WeightFormat::Int8Group(group)));
+    for spec in specs().filter(|spec| spec.layout != WeightLayout::Rows).chain(groups) {
+        for (n, k) in [(2, 1), (66, 33), (130, 129), (200, 600), (6, 0)] {
+            let packed = PackedWeights::pack(spec, n, k, &Par::seq(), fill(k.max(1))).unwrap();
+            for (kernels, cut) in tiers().flat_map(|kernels| [0, 1, 31, 64, 65].map(|cut| (kernels, cut))) {
+                let range = cut.min(n)..n - cut.min(n) / 3;
+                let (mut scratch, mut row) = (vec![f32::NAN; range.len() * k + 1], vec![f32::NAN; k]);
+                let rows = packed.rows_f32(&kernels, range.clone(), &mut scratch);
+                for (at, i) in range.enumerate() {
+                    packed.row(i, &kernels, &mut row);
+                    assert_eq!(rows.row(at), row, "{kernels:?} {spec:?} [{n}, {k}] row {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_by_rows_and_by_panels_agree() {
+    let (n, k) = (150, 70);
+    for spec in specs().filter(|spec| spec.layout != WeightLayout::Rows) {
+        let packed = PackedWeights::pack(spec, n, k, &Par::seq(), fill(k)).unwrap();
+        let (kernels, rows) = (Kernels::detect(), 40..n - 1);
+        for m in [1, 3] {
+            let (x, mut scratch) = (noise_vec(3, m * k), vec![f32::NAN; rows.len() * k]);
+            let (mut want, mut got) = (vec![f32::NAN; m * rows.len()], vec![f32::NAN; m * rows.len()]);
+            let mut row = vec![0.0; k];
+            for (at, want) in want.iter_mut().enumerate() {
+                packed.row(rows.start + at % rows.len(), &kernels, &mut row);
+                let x = &x[at / rows.len() * k..][..k];
+                *want = x.iter().zip(&row).map(|(x, w)| f64::from(x * w)).sum::<f64>() as f32;
+            }
+            let out = MatMut::new(&mut got, m, rows.len());
+            packed.matmul(&kernels, rows.clone(), MatRef::new(&x, m, k), out, &mut scratch);
+            for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert_close(*got, f64::from(*want), 0.01, format_args!("{spec:?} {m} rows, {at}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn panels_take_what_they_should() {
     let bytes = |format, n, k| {

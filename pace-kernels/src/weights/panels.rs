@@ -5,16 +5,20 @@
 //! step is one f16 of 2 bytes: it is widened before use. Int8 weights are stored as q + 128, because
 //! `vpdpbusd` multiplies unsigned by signed. Outputs and inputs that do not exist are zero.
 //!
-//! Packing goes through blocks of 32 steps: for each, all outputs of the panel are written while the
+//! Packing, and reading back, goes through blocks of 32 steps: for each, all outputs of the panel are written while the
 //! block's few cache lines stay in L1. Going through the inputs of one output at a time instead misses
 //! the cache at every store; rounding element by element instead of by vectors took three times as long.
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::WeightFormat;
 use crate::Kernels;
+
+/// Steps that are stored or read back at a time: 32 steps of 64 columns, and the lines of 64 rows that they
+/// come from or go to, stay in L1.
+const BLOCK: usize = 32;
 
 /// Where things lie in a matrix that is stored in panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,8 +152,6 @@ impl Panels {
         panel: &mut [T],
         encode: impl Fn(&[W], &mut [T]),
     ) {
-        /// 32 steps of 64 columns, and the lines of 64 rows that they come from, stay in L1.
-        const BLOCK: usize = 32;
         for (block, panel) in panel.chunks_mut(BLOCK * self.width).enumerate() {
             for (j, row) in rows.chunks_exact(self.k).enumerate() {
                 let row = &row[block * BLOCK * inputs..self.k.min((block + 1) * BLOCK * inputs)];
@@ -177,25 +179,87 @@ impl Panels {
         }
     }
 
-    /// Reads a column of a panel back.
-    pub(crate) fn load(&self, column: usize, panel: &[u8], scales: &[f32], out: &mut [f32]) {
-        let stride = self.width * self.format.step_bytes();
+    /// The panels of some rows: for each run of rows that lie side by side in one, the panel, the column
+    /// there that the first one has, and the rows.
+    pub(crate) fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
+        let (width, half) = (self.result_width(), self.n / 2);
+        let mut next = rows.start;
+        std::iter::from_fn(move || {
+            let start = next;
+            let (panel, column) = self.place(start);
+            let matrix_end = if self.paired && start < half { half } else { self.n };
+            next = rows.end.min(matrix_end).min(start + width - column % width);
+            (start < rows.end).then_some((panel, column, start..next))
+        })
+    }
+
+    /// Reads the columns from `column` on of a panel back: `out` has k elements for each.
+    pub(crate) fn load(
+        &self,
+        kernels: &Kernels,
+        column: usize,
+        panel: &[u8],
+        scales: &[f32],
+        out: &mut [f32],
+    ) {
+        if panel.is_empty() {
+            return;
+        }
+        match self.format {
+            WeightFormat::F32 => {
+                self.load_steps(column, bytemuck::cast_slice::<_, f32>(panel), out, |steps, _, _, row| {
+                    row.copy_from_slice(steps);
+                });
+            }
+            WeightFormat::F16 => {
+                self.load_steps(column, bytemuck::cast_slice::<_, f16>(panel), out, |steps, _, _, row| {
+                    kernels.widen_f16(steps, row);
+                });
+            }
+            WeightFormat::Bf16 => {
+                self.load_steps(column, bytemuck::cast_slice::<_, u32>(panel), out, |steps, _, _, row| {
+                    kernels.widen_bf16(&bytemuck::cast_slice(steps)[..row.len()], row);
+                });
+            }
+            WeightFormat::Int8 | WeightFormat::Int8Group(_) => self.load_int8(column, panel, scales, out),
+        }
+    }
+
+    fn load_int8(&self, column: usize, panel: &[u8], scales: &[f32], out: &mut [f32]) {
+        // A block of inputs has several whole groups, or lies in one.
         let group = self.group();
-        let step_bytes = self.format.step_bytes();
+        let part = group.min(BLOCK * self.format.step_inputs());
+        self.load_steps(column, bytemuck::cast_slice::<_, u32>(panel), out, |steps, j, first, row| {
+            let steps: &[u8] = bytemuck::cast_slice(steps);
+            for (i, (row, q)) in row.chunks_mut(part).zip(steps.chunks(part)).enumerate() {
+                let scale = scales[(first + i * part) / group * self.width + column + j];
+                for (w, q) in row.iter_mut().zip(q) {
+                    *w = f32::from((q ^ 0x80) as i8) * scale;
+                }
+            }
+        });
+    }
+
+    /// Reads steps, each a `T` of some inputs of a row. `decode(steps, j, first, weights)` turns those of
+    /// the `j`th column into weights, from input `first` on.
+    fn load_steps<T: bytemuck::Pod>(
+        &self,
+        column: usize,
+        panel: &[T],
+        out: &mut [f32],
+        decode: impl Fn(&[T], usize, usize, &mut [f32]),
+    ) {
         let inputs = self.format.step_inputs();
-        for (step, out) in out.chunks_mut(inputs).enumerate() {
-            let at = step * stride + column * step_bytes;
-            let bytes = &panel[at..at + step_bytes];
-            for (i, w) in out.iter_mut().enumerate() {
-                *w = match self.format {
-                    WeightFormat::F32 => f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-                    WeightFormat::F16 => f16::from_ne_bytes([bytes[0], bytes[1]]).to_f32(),
-                    WeightFormat::Bf16 => bf16::from_ne_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32(),
-                    WeightFormat::Int8 | WeightFormat::Int8Group(_) => {
-                        let scale = scales[(step * inputs + i) / group * self.width + column];
-                        f32::from((bytes[i] ^ 0x80) as i8) * scale
-                    }
-                };
+        for (block, panel) in panel.chunks(BLOCK * self.width).enumerate() {
+            let first = block * BLOCK * inputs;
+            for (j, row) in out.chunks_exact_mut(self.k).enumerate() {
+                let mut steps = [T::zeroed(); BLOCK];
+                let lines = panel.chunks_exact(self.width);
+                let steps = &mut steps[..lines.len()];
+                for (step, line) in steps.iter_mut().zip(lines) {
+                    *step = line[column + j];
+                }
+                decode(steps, j, first, &mut row[first..self.k.min(first + BLOCK * inputs)]);
             }
         }
     }
