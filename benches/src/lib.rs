@@ -61,7 +61,7 @@ impl Bench {
 
     /// What operators are called with.
     pub fn cx(&self) -> OpCx<'_> {
-        OpCx { kernels: self.kernels, par: self.pool.par(), scratch: &self.scratch }
+        OpCx { kernels: self.kernels, par: self.pool.par(), scratch: &self.scratch, profile: None }
     }
 }
 

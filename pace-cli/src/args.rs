@@ -182,7 +182,8 @@ pub(crate) struct InfoArgs {
 #[command(after_help = "Examples:
   pace-cli bench
   pace-cli bench -m random:llama-1b -p 512 -n 64 -r 5 -t 2
-  pace-cli bench -p 0 -n 128 -o json")]
+  pace-cli bench -p 0 -n 128 -o json
+  pace-cli bench -m random:tiny --trace trace.json")]
 pub(crate) struct BenchArgs {
     /// Prompt tokens of the prefill test; 0 leaves it out.
     #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
@@ -196,6 +197,12 @@ pub(crate) struct BenchArgs {
     /// How the result is written.
     #[arg(short = 'o', long, value_enum, default_value_t)]
     pub(crate) output: BenchFormat,
+    /// Time every operator, and show after the results where the time of the counted runs went.
+    #[arg(long)]
+    pub(crate) profile: bool,
+    /// Write the calls of each test's last run for chrome://tracing or ui.perfetto.dev; implies --profile.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

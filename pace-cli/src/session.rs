@@ -1,6 +1,6 @@
 //! From a command line to a running engine.
 
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use anyhow::Result;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use pace_runtime::config::Env;
 use pace_runtime::tokenizer::Tokenizer;
-use pace_runtime::{EngineHandle, LoadProgress, ModelFiles, ModelRef, RuntimeError};
+use pace_runtime::{EngineConfig, EngineHandle, LoadProgress, ModelFiles, ModelRef, RuntimeError};
 
 use crate::args::EngineArgs;
 use crate::exit::Usage;
@@ -22,13 +22,24 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Opens the model, checks what can be checked without its weights by `check`, and starts the engine.
+    /// Opens the model, checks what can be checked without its weights by `check`, and starts the engine. It times its
+    /// operators if the log level asks for that.
     pub(crate) fn start<T>(
         env: &Env,
         args: &EngineArgs,
         check: impl FnOnce(&ModelFiles) -> Result<T>,
     ) -> Result<(Self, T)> {
-        let config = args.config(env)?;
+        Self::start_profiled(env, args, env.log_level.profiles(), check)
+    }
+
+    /// As [`start`](Self::start); `profile` says whether operators are timed.
+    pub(crate) fn start_profiled<T>(
+        env: &Env,
+        args: &EngineArgs,
+        profile: bool,
+        check: impl FnOnce(&ModelFiles) -> Result<T>,
+    ) -> Result<(Self, T)> {
+        let config = EngineConfig { profile, ..args.config(env)? };
         let files = Arc::new(open(env, args.model.as_deref())?);
         let checked = check(&files)?;
         let engine = EngineHandle::start(&files, config, load_progress())?;
@@ -41,6 +52,15 @@ impl Session {
             engine.info().load_time.as_secs_f64()
         );
         Ok((Self { files, engine }, checked))
+    }
+
+    /// Writes to stderr where the time went, if that was measured.
+    pub(crate) fn log_profile(&self) -> Result<()> {
+        if let Some(report) = self.engine.profile()? {
+            // Nobody may be there to read it.
+            let _ = write!(std::io::stderr(), "{report}");
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Placement};
 use pace_ops::{
-    AttentionShape, Embedding, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles, Selection,
+    AttentionShape, Embedding, LayerKind, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles, Selection,
 };
 
 use crate::arch::{Architecture, Role};
@@ -136,11 +136,14 @@ impl Model for Decoder {
         let rows: usize = batch.iter().map(|s| s.input.len()).sum();
         let new = batch.iter().map(|s| (s.kv.len(), s.input.len()));
         ws.plan.rebuild(&self.attention, cx.par.threads(), new);
+        cx.enter(LayerKind::Embedding, None);
         let angles = self.angles(cx, &mut ws.inv_freq, batch, rows);
         self.embedding.forward(cx, batch.iter().flat_map(|s| &s.input), ws.x.rows_mut(rows));
         for (i, layer) in self.layers.iter().enumerate() {
+            cx.enter(LayerKind::Decoder, Some(i));
             layer.forward(cx, i, ws, &angles, batch);
         }
+        cx.enter(LayerKind::Output, None);
         self.keep_outputs(cx, ws, batch);
         for seq in batch {
             let len = seq.kv.len() + seq.input.len();
@@ -150,6 +153,7 @@ impl Model for Decoder {
     }
 
     fn logits(&self, cx: &OpCx<'_>, hidden: ActRef<'_>, logits: MatMut<'_, f32>) {
+        cx.enter(LayerKind::Output, None);
         self.lm_head.forward(cx, hidden, logits);
     }
 }

@@ -1,8 +1,9 @@
 //! Self-attention of one layer: projection with RoPE, append to the cache, attention, output projection.
 
-use pace_kernels::{ActRef, Element, KV_BLOCK, MatRef};
+use pace_kernels::{ActRef, Element, KV_BLOCK, MatRef, Unit};
 use pace_ops::{
-    Attention, AttentionShape, KvBatch, KvCache, OpCx, OpShape, Operator, OutProjection, QkvProjection, RopeAngles,
+    Attention, AttentionShape, Backend, KvBatch, KvCache, OpCx, OpShape, Operator, OutProjection,
+    QkvProjection, RopeAngles, Work,
 };
 
 use crate::arch::{LayerRole, Role};
@@ -44,7 +45,7 @@ impl SelfAttention {
         let q_cols = self.shape.n_heads * self.shape.head_dim;
         self.qkv.forward(cx, ws.normed.rows(rows), angles, ws.qkv.rows_mut(rows));
         let qkv = ws.qkv.rows(rows);
-        append(layer, &self.shape, qkv.cols_range(q_cols..qkv.cols()), batch);
+        append(cx, layer, &self.shape, qkv.cols_range(q_cols..qkv.cols()), batch);
         let q = qkv.cols_range(0..q_cols);
         self.attention.forward(cx, layer, &ws.plan, &Caches(batch), q, ws.attn.rows_mut(rows));
         self.out.forward(cx, ws.attn.rows(rows), ws.x.rows_mut(rows));
@@ -94,7 +95,14 @@ pub(crate) fn attention_shape(spec: &DecoderSpec) -> AttentionShape {
 }
 
 /// Appends the keys and values of the batch, `[rows, k heads | v heads]`, to the caches of `layer`.
-fn append(layer: usize, shape: &AttentionShape, kv: ActRef<'_>, batch: &mut [Sequence]) {
+fn append(cx: &OpCx<'_>, layer: usize, shape: &AttentionShape, kv: ActRef<'_>, batch: &mut [Sequence]) {
+    let _span = cx.span("kv_append", Backend::Native, || Work {
+        rows: kv.rows(),
+        // Read from the projection, written to the cache.
+        bytes: 2 * kv.rows() * kv.cols() * kv.dtype().size(),
+        flops: 0,
+        unit: Unit::F32,
+    });
     let mut first_row = 0;
     for seq in batch {
         let rows = first_row..first_row + seq.input.len();

@@ -91,7 +91,7 @@ impl TensorLoader<'_> {
     /// Tests an operator that was just built, if it is the first of its shape.
     pub(crate) fn admit<T: SelfTest>(&mut self, op: T) -> T {
         let (kernels, scratch) = (self.selection.build().kernels(), Scratch::new());
-        self.selection.admit(&OpCx { kernels, par: self.par, scratch: &scratch }, op)
+        self.selection.admit(&OpCx { kernels, par: self.par, scratch: &scratch, profile: None }, op)
     }
 
     /// Packs the rows of `roles`, one below the other, into one `[n, k]` matrix.
@@ -103,19 +103,18 @@ impl TensorLoader<'_> {
     ) -> Result<Arc<PackedWeights>, ModelError> {
         let parts = self.parts(roles);
         let n = parts.last().map_or(0, |p| p.rows.end);
-        let packed =
-            PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
-                for part in &parts {
-                    let from = rows.start.max(part.rows.start);
-                    let to = rows.end.min(part.rows.end);
-                    if from < to {
-                        let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
-                        self.read_rows(part, from - part.rows.start, k, slice)?;
-                    }
+        let packed = PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
+            for part in &parts {
+                let from = rows.start.max(part.rows.start);
+                let to = rows.end.min(part.rows.end);
+                if from < to {
+                    let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
+                    self.read_rows(part, from - part.rows.start, k, slice)?;
                 }
-                (self.progress)(out.len());
-                Ok(())
-            });
+            }
+            (self.progress)(out.len());
+            Ok(())
+        });
         match packed {
             Ok(weights) => {
                 parts.iter().try_for_each(|part| self.refuse_zeros(part))?;

@@ -2,6 +2,8 @@
 
 use pace_kernels::{ActMut, ActRef, DType, Kernels, MatMut, MatRef, Par, Scratch, ScratchBuf, bf16};
 
+use crate::{Backend, LayerKind, Profile, Span, Work};
+
 /// What goes into every forward: kernels of one ISA tier, the engine's threads and its scratch memory.
 #[derive(Clone, Copy)]
 pub struct OpCx<'a> {
@@ -11,9 +13,30 @@ pub struct OpCx<'a> {
     pub par: Par<'a>,
     /// Memory for intermediate results; a steady state allocates nothing.
     pub scratch: &'a Scratch,
+    /// Where calls are timed, if they are.
+    pub profile: Option<&'a Profile>,
 }
 
 impl<'a> OpCx<'a> {
+    /// Times a call of the operator called `operator` until the result is dropped. `work` is asked for only where
+    /// there is a profile; inside another span nothing is timed.
+    pub fn span(
+        &self,
+        operator: &'static str,
+        backend: Backend,
+        work: impl FnOnce() -> Work,
+    ) -> Option<Span<'a>> {
+        self.profile.and_then(|profile| profile.span(operator, backend, work()))
+    }
+
+    /// Tells the profile, if there is one, which layer the calls that follow belong to; `index` counts decoder layers
+    /// from 0.
+    pub fn enter(&self, layer: LayerKind, index: Option<usize>) {
+        if let Some(profile) = self.profile {
+            profile.enter(layer, index);
+        }
+    }
+
     /// Scratch for every thread: `per_thread` numbers each. [`Par::grid`] and [`Par::tasks`] split it.
     pub fn thread_scratch(&self, per_thread: usize) -> ScratchBuf<'a> {
         self.scratch.take(self.par.threads() * per_thread)

@@ -46,3 +46,15 @@ impl fmt::Display for MClass {
         f.pad(self.name())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn borders_are_where_the_names_say() {
+        let classes = [0, 1, 2, 16, 17, 512].map(MClass::of);
+        assert_eq!(classes, [MClass::One, MClass::One, MClass::Few, MClass::Few, MClass::Many, MClass::Many]);
+        assert_eq!(MClass::ALL.map(MClass::name), ["1", "2-16", ">16"]);
+    }
+}

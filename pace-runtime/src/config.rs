@@ -150,6 +150,11 @@ impl fmt::Debug for Secret {
 }
 
 impl LogLevel {
+    /// Whether it says what takes how long.
+    pub const fn profiles(self) -> bool {
+        matches!(self, Self::Debug | Self::Profile)
+    }
+
     const KNOWN: &str = "debug, profile, info, warning, error, none";
 
     fn parse(value: &str) -> Result<Self, EnvError> {
@@ -244,6 +249,7 @@ mod tests {
     fn levels_and_switches_are_checked() {
         assert_eq!(env(&[]).unwrap().log_level, LogLevel::Warning);
         assert_eq!(env(&[("PACE_LOG_LEVEL", "Profile")]).unwrap().log_level, LogLevel::Profile);
+        assert!(LogLevel::Profile.profiles() && LogLevel::Debug.profiles() && !LogLevel::Info.profiles());
         let err = env(&[("PACE_LOG_LEVEL", "loud")]).unwrap_err().to_string();
         assert!(err.contains("PACE_LOG_LEVEL") && err.contains("loud") && err.contains("profile"), "{err}");
         assert!(env(&[("HF_HUB_OFFLINE", "1")]).unwrap().hf_offline);

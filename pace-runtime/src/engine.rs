@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pace_kernels::{DType, Isa, IsaError, Kernels, Pool, Scratch, WeightFormat};
 use pace_models::{DecoderSpec, LoadOptions, Model};
-use pace_ops::OpCx;
+use pace_ops::{OpCx, Profile};
 
 use crate::kv_cache::KvCacheKind;
 use crate::platform::ThreadBudget;
@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub load: LoadOptions,
     /// How caches get their memory.
     pub kv_cache: KvCacheKind,
+    /// Whether operators are timed, for [`EngineHandle::profile`] and [`EngineHandle::trace`].
+    pub profile: bool,
 }
 
 impl EngineConfig {
@@ -63,6 +65,7 @@ impl EngineConfig {
             isa: Isa::from_env()?,
             load: LoadOptions::new(weights, activations),
             kv_cache: KvCacheKind::default(),
+            profile: false,
         })
     }
 }
@@ -89,6 +92,13 @@ pub struct EngineInfo {
     pub weight_bytes: usize,
 }
 
+/// What a handle sends to the engine's thread.
+enum Message {
+    Task(Task),
+    /// Something to do between two steps.
+    Call(Box<dyn FnOnce(&OpCx<'_>) + Send>),
+}
+
 /// A running engine. Clones share it; the engine stops when the last one is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
@@ -97,7 +107,7 @@ pub struct EngineHandle {
 
 struct Inner {
     /// Taken when the last handle is dropped, which ends the engine's thread.
-    tasks: Mutex<Option<Sender<Task>>>,
+    messages: Mutex<Option<Sender<Message>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     stopping: Arc<AtomicBool>,
     info: EngineInfo,
@@ -117,17 +127,17 @@ impl EngineHandle {
         let need = files.spec().weight_bytes(config.load.weights) as u64;
         check_memory(need, || "packed weights".to_owned())?;
         let (ready_tx, ready_rx) = channel();
-        let (tasks_tx, tasks_rx) = channel();
+        let (messages_tx, messages_rx) = channel();
         let stopping = Arc::new(AtomicBool::new(false));
         let (stop, files_of_thread) = (Arc::clone(&stopping), Arc::clone(files));
         let thread = std::thread::Builder::new()
             .name("pace-engine".to_owned())
-            .spawn(move || run(&files_of_thread, &config, &progress, &ready_tx, &tasks_rx, &stop))
+            .spawn(move || run(&files_of_thread, &config, &progress, &ready_tx, &messages_rx, &stop))
             .map_err(|e| RuntimeError::Internal(format!("cannot start a thread: {e}")))?;
         match ready_rx.recv() {
             Ok(Ok(info)) => Ok(Self {
                 inner: Arc::new(Inner {
-                    tasks: Mutex::new(Some(tasks_tx)),
+                    messages: Mutex::new(Some(messages_tx)),
                     thread: Mutex::new(Some(thread)),
                     stopping,
                     info,
@@ -165,7 +175,7 @@ impl EngineHandle {
         let goal = Goal::Generate(Box::new(generation));
         let mut task = Task::new(request.prompt, max_len, Arc::clone(&cancelled), goal);
         task.reuse = request.reuse;
-        self.queue(task)?;
+        self.send(Message::Task(task))?;
         Ok(TokenStream { events, cancelled, done: false })
     }
 
@@ -179,7 +189,8 @@ impl EngineHandle {
         let n = request.tokens.len();
         let scoring = Scoring::new(&request, updates_tx);
         let cancelled = Arc::new(AtomicBool::new(false));
-        self.queue(Task::new(request.tokens, n, Arc::clone(&cancelled), Goal::Score(scoring)))?;
+        let task = Task::new(request.tokens, n, Arc::clone(&cancelled), Goal::Score(scoring));
+        self.send(Message::Task(task))?;
         Ok(ScoreStream { updates, cancelled })
     }
 
@@ -187,16 +198,32 @@ impl EngineHandle {
         &self.inner.info.spec
     }
 
-    fn queue(&self, task: Task) -> Result<(), RuntimeError> {
-        let tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.as_ref().ok_or(RuntimeError::Stopped)?.send(task).map_err(|_| RuntimeError::Stopped)
+    /// Calls `f` on the engine's thread between two steps, and waits for its result.
+    ///
+    /// # Errors
+    /// The engine has stopped.
+    pub(crate) fn call<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&OpCx<'_>) -> T + Send + 'static,
+    ) -> Result<T, RuntimeError> {
+        let (result_tx, result) = channel();
+        self.send(Message::Call(Box::new(move |cx| {
+            // Whoever asked waits below.
+            let _ = result_tx.send(f(cx));
+        })))?;
+        result.recv().map_err(|_| RuntimeError::Stopped)
+    }
+
+    fn send(&self, message: Message) -> Result<(), RuntimeError> {
+        let messages = self.inner.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.as_ref().ok_or(RuntimeError::Stopped)?.send(message).map_err(|_| RuntimeError::Stopped)
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);
-        drop(self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.messages.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             // A panic of the engine's thread has been reported by the streams that it left behind.
             let _ = thread.join();
@@ -210,7 +237,7 @@ fn run(
     config: &EngineConfig,
     progress: &LoadProgress,
     ready: &Sender<Result<EngineInfo, RuntimeError>>,
-    tasks: &Receiver<Task>,
+    messages: &Receiver<Message>,
     stopping: &AtomicBool,
 ) {
     let loaded = load(files, config, progress);
@@ -222,22 +249,34 @@ fn run(
         }
     };
     let scratch = Scratch::new();
-    let cx = OpCx { kernels, par: pool.par(), scratch: &scratch };
+    let profile = config.profile.then(Profile::new);
+    let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: profile.as_ref() };
     let mut scheduler = Scheduler::new(model.as_ref(), config.kv_cache, config.load.kv);
     if ready.send(Ok(info)).is_err() {
         return;
     }
     while !stopping.load(Ordering::Relaxed) {
         if scheduler.is_idle() {
-            let Ok(task) = tasks.recv() else { return };
-            scheduler.submit(task);
+            let Ok(message) = messages.recv() else { return };
+            take(message, &mut scheduler, &cx);
         }
-        while let Ok(task) = tasks.try_recv() {
-            scheduler.submit(task);
+        while let Ok(message) = messages.try_recv() {
+            take(message, &mut scheduler, &cx);
         }
+        if scheduler.is_idle() {
+            continue;
+        }
+        let _step = profile.as_ref().map(Profile::step);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| scheduler.step(model.as_ref(), &cx))) {
             scheduler.fail_running(&panic_message(panic.as_ref()));
         }
+    }
+}
+
+fn take(message: Message, scheduler: &mut Scheduler, cx: &OpCx<'_>) {
+    match message {
+        Message::Task(task) => scheduler.submit(task),
+        Message::Call(f) => f(cx),
     }
 }
 

@@ -9,13 +9,14 @@ pub mod generation_config;
 pub mod kv_cache;
 mod loader;
 pub mod platform;
+mod profile;
 mod request;
 pub mod sampler;
 mod scheduler;
 pub mod tokenizer;
 
 pub use pace_kernels::DType;
-pub use pace_ops::OperatorConfig;
+pub use pace_ops::{OperatorConfig, ProfileReport, ProfileRow, Trace, write_traces};
 
 pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress};
 pub use error::{ErrorKind, RuntimeError};

@@ -6,8 +6,11 @@
 mod common;
 
 use pace_kernels::DType;
+use pace_ops::{LayerKind, MClass};
 use pace_runtime::sampler::SamplingParams;
-use pace_runtime::{EngineHandle, FinishReason, ModelRef, Request, RuntimeError, ScoreRequest, TokenEvent};
+use pace_runtime::{
+    EngineConfig, EngineHandle, FinishReason, ModelRef, Request, RuntimeError, ScoreRequest, TokenEvent,
+};
 
 use common::{config, fixtures, generate, model, score, start};
 
@@ -196,4 +199,39 @@ fn a_score_can_begin_late() {
     assert_eq!(late.logprobs[..60], [None; 60]);
     assert_eq!(late.logprobs[60..], whole.logprobs[60..]);
     assert_eq!(late.next[..], whole.next[..3]);
+}
+
+#[test]
+fn an_engine_says_where_its_time_went() {
+    let profiling = EngineConfig { profile: true, ..config(DType::Bf16, 2) };
+    let engine = start(&ModelRef::Random("tiny".to_owned()), profiling).unwrap();
+    generate(&engine, request(&[5; 30], 4)).unwrap();
+    let report = engine.profile().unwrap().unwrap();
+    let layers = engine.info().spec.n_layers as u64;
+    let appends = |m_class: MClass| {
+        let all = &report.operators;
+        let row = all.iter().find(|r| (r.operator, r.m_class) == ("kv_append", m_class)).unwrap();
+        assert_eq!(row.layer, LayerKind::Decoder);
+        (row.calls, row.rows)
+    };
+    assert_eq!(appends(MClass::Many), (layers, 30 * layers), "the prompt");
+    assert_eq!(appends(MClass::One), (3 * layers, 3 * layers), "each new token but the last");
+    let spans: f64 = report.operators.iter().map(|r| r.seconds).sum();
+    assert!(spans > 0.0 && (spans + report.other_seconds - report.seconds).abs() < 1e-9);
+    assert!(engine.trace().unwrap().unwrap().len() as u64 >= 4 * layers);
+
+    engine.reset_trace().unwrap();
+    assert!(engine.trace().unwrap().unwrap().is_empty());
+    assert!(!engine.profile().unwrap().unwrap().operators.is_empty());
+    engine.reset_profile().unwrap();
+    let report = engine.profile().unwrap().unwrap();
+    assert_eq!((report.operators.len(), report.seconds), (0, 0.0));
+}
+
+#[test]
+fn an_engine_that_does_not_profile_has_none() {
+    let engine = tiny();
+    generate(&engine, request(&[1, 2, 3], 2)).unwrap();
+    engine.reset_profile().unwrap();
+    assert!(engine.profile().unwrap().is_none() && engine.trace().unwrap().is_none());
 }

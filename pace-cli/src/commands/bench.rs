@@ -1,11 +1,13 @@
 //! `pace-cli bench`: prefill and decode, tokens per second, in llama-bench's habits.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use pace_runtime::config::Env;
-use pace_runtime::{ModelFiles, Request};
+use pace_runtime::{Finish, ModelFiles, ProfileReport, Request, Trace, write_traces};
 use serde_json::{Value, json};
 
 use super::answer;
@@ -23,21 +25,56 @@ struct TestResult {
     samples: Vec<f64>,
     /// Seconds to the first token, median.
     ttft: f64,
+    /// Where the time of the counted runs went.
+    profile: Option<ProfileReport>,
+    /// The calls of the last run.
+    trace: Option<Trace>,
 }
 
 pub(crate) fn run(env: &Env, args: BenchArgs) -> Result<()> {
-    let (session, ()) = Session::start(env, &args.engine, |files| check(files, &args))?;
+    let shown = args.profile || args.trace.is_some();
+    let profile = shown || env.log_level.profiles();
+    let (session, trace) = Session::start_profiled(env, &args.engine, profile, |files| {
+        check(files, &args)?;
+        args.trace.as_deref().map(create).transpose()
+    })?;
     let runs = args.repetitions as usize;
     let tests = [(args.n_prompt, 0), (0, args.n_gen)].into_iter().filter(|&(p, n)| p + n > 0);
     let bar = progress(tests.clone().count() * (runs + 1));
-    let results: Vec<TestResult> =
+    let mut results: Vec<TestResult> =
         tests.map(|(p, n)| measure(&session, p, n, runs, &bar)).collect::<Result<_>>()?;
     bar.finish_and_clear();
+    if let Some((path, file)) = args.trace.as_deref().zip(trace) {
+        write_trace(&results, file).with_context(|| format!("cannot write to {}", path.display()))?;
+    }
+    if !shown {
+        log_profiles(&mut results);
+    }
     match args.output {
         BenchFormat::Json => output::json(&results.iter().map(|r| to_json(&session, &args, r)).collect())?,
         BenchFormat::Md => output::stream(&to_markdown(&session, &args, &results))?,
     }
     Ok(())
+}
+
+/// The file for a trace; a path that cannot be written to is found out before anything runs.
+fn create(path: &Path) -> Result<File> {
+    File::create(path).map_err(|e| Usage(format!("--trace {}: {e}", path.display())).into())
+}
+
+fn write_trace(results: &[TestResult], file: File) -> std::io::Result<()> {
+    let traces: Vec<_> = results.iter().filter_map(|r| Some((r.name.as_str(), r.trace.as_ref()?))).collect();
+    write_traces(&traces, &mut BufWriter::new(file))
+}
+
+/// Moves the profiles, which only the log level asked for, to stderr.
+fn log_profiles(results: &mut [TestResult]) {
+    for result in results {
+        if let Some(report) = result.profile.take() {
+            // Nobody may be there to read it.
+            let _ = write!(std::io::stderr(), "{}\n{report}", result.name);
+        }
+    }
 }
 
 fn check(files: &ModelFiles, args: &BenchArgs) -> Result<()> {
@@ -59,36 +96,49 @@ fn measure(
     runs: usize,
     bar: &ProgressBar,
 ) -> Result<TestResult> {
-    let vocab = session.files.spec().vocab_size as u64;
+    let engine = &session.engine;
     let (mut samples, mut ttft) = (Vec::new(), Vec::new());
-    for run in 0..=runs as u64 {
-        // Fixed ids, spread over the vocabulary; the numbers do not depend on which.
-        let id = |i: u64| u32::try_from((i * 7919 + run * 104_729) % vocab).unwrap_or(0);
-        let prompt: Vec<u32> = (0..n_prompt.max(1) as u64).map(id).collect();
-        let request = Request { prompt, max_new_tokens: n_gen.max(1), ..Request::default() };
-        let finish = answer::run(&session.engine, request, |_, _| Ok(()))?.finish;
+    for run in 0..=runs {
+        match run {
+            1 => engine.reset_profile()?,
+            _ if run == runs => engine.reset_trace()?,
+            _ => {}
+        }
+        let finish =
+            answer::run(engine, request(session, n_prompt, n_gen, run as u64), |_, _| Ok(()))?.finish;
         bar.inc(1);
-        let prompt_s = finish.prompt_time.as_secs_f64();
-        let (tokens, seconds) = if n_gen == 0 {
-            (n_prompt, prompt_s)
-        } else {
-            // The one prompt token's forward made the first of the new tokens.
-            (n_gen, prompt_s + finish.predicted_time.as_secs_f64())
-        };
         if run > 0 {
-            samples.push(tokens as f64 / seconds);
-            ttft.push(prompt_s);
+            samples.push(tokens_per_second(&finish, n_prompt, n_gen));
+            ttft.push(finish.prompt_time.as_secs_f64());
         }
     }
     let name = if n_gen == 0 { format!("pp{n_prompt}") } else { format!("tg{n_gen}") };
     ttft.sort_by(f64::total_cmp);
-    Ok(TestResult { name, n_prompt, n_gen, samples, ttft: ttft[ttft.len() / 2] })
+    let (profile, trace) = (engine.profile()?, engine.trace()?);
+    Ok(TestResult { name, n_prompt, n_gen, samples, ttft: ttft[ttft.len() / 2], profile, trace })
+}
+
+/// Fixed ids, spread over the vocabulary; the numbers do not depend on which.
+fn request(session: &Session, n_prompt: usize, n_gen: usize, run: u64) -> Request {
+    let vocab = session.files.spec().vocab_size as u64;
+    let id = |i: u64| u32::try_from((i * 7919 + run * 104_729) % vocab).unwrap_or(0);
+    let prompt = (0..n_prompt.max(1) as u64).map(id).collect();
+    Request { prompt, max_new_tokens: n_gen.max(1), ..Request::default() }
+}
+
+fn tokens_per_second(finish: &Finish, n_prompt: usize, n_gen: usize) -> f64 {
+    let prompt_s = finish.prompt_time.as_secs_f64();
+    if n_gen == 0 {
+        return n_prompt as f64 / prompt_s;
+    }
+    // The one prompt token's forward made the first of the new tokens.
+    n_gen as f64 / (prompt_s + finish.predicted_time.as_secs_f64())
 }
 
 fn to_json(session: &Session, args: &BenchArgs, result: &TestResult) -> Value {
     let info = session.engine.info();
     let (mean, sd) = mean_and_sd(&result.samples);
-    json!({
+    let mut out = json!({
         "model": session.files.name(),
         "size_bytes": info.weight_bytes,
         "params": info.spec.parameters(),
@@ -104,7 +154,11 @@ fn to_json(session: &Session, args: &BenchArgs, result: &TestResult) -> Value {
         "stddev_ts": sd,
         "samples_ts": result.samples,
         "ttft_ms": result.ttft * 1e3,
-    })
+    });
+    if let Some(profile) = &result.profile {
+        out["profile"] = json!(profile);
+    }
+    out
 }
 
 fn to_markdown(session: &Session, args: &BenchArgs, results: &[TestResult]) -> String {
@@ -124,6 +178,9 @@ fn to_markdown(session: &Session, args: &BenchArgs, results: &[TestResult]) -> S
             info.threads,
             result.name
         );
+    }
+    for (name, profile) in results.iter().filter_map(|r| Some((&r.name, r.profile.as_ref()?))) {
+        out += &format!("\n{name}:\n```text\n{profile}```\n");
     }
     out
 }

@@ -35,7 +35,8 @@ pub(crate) fn run(env: &Env, mut args: ChatArgs) -> Result<()> {
             .collect::<Vec<_>>();
         request(files, &options, &messages)
     })?;
-    answer::write(&session, request, args.format)
+    answer::write(&session, request, args.format)?;
+    session.log_profile()
 }
 
 fn converse(env: &Env, args: &ChatArgs, options: Options) -> Result<()> {
@@ -49,7 +50,8 @@ fn converse(env: &Env, args: &ChatArgs, options: Options) -> Result<()> {
         options.request(files, vec![0])?;
         Ok(())
     })?;
-    Repl::new(&session, options, args.system.clone(), Style::of_stdout(env))?.run()
+    Repl::new(&session, options, args.system.clone(), Style::of_stdout(env))?.run()?;
+    session.log_profile()
 }
 
 /// The message that another program wrote.

@@ -17,7 +17,8 @@ pub(crate) fn run(env: &Env, args: GenerateArgs) -> Result<()> {
         let prompt = prompt_ids(files, args.prompt)?;
         Options::new(&args.length, &args.sampling, DEFAULT_NEW_TOKENS).request(files, prompt)
     })?;
-    answer::write(&session, request, args.format)
+    answer::write(&session, request, args.format)?;
+    session.log_profile()
 }
 
 fn prompt_ids(files: &ModelFiles, prompt: PromptArgs) -> Result<Vec<u32>> {

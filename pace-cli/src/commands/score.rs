@@ -26,7 +26,7 @@ pub(crate) fn run(env: &Env, args: ScoreArgs) -> Result<()> {
         Format::Json => output::json(&to_json(&tokens, &scored))?,
         Format::Text => output::stream(&to_text(&session.files, &tokens, &scored))?,
     }
-    Ok(())
+    session.log_profile()
 }
 
 /// A part of the text that goes through the model at once: the tokens `begin..end`, of which `from..end` are new.

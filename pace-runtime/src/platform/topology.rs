@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// CPU numbers above this are not believed; Linux itself stops at 8192.
 const MAX_CPUS: usize = 1 << 16;
@@ -77,6 +77,18 @@ impl Topology {
     pub fn cpu(&self, id: usize) -> Option<&Cpu> {
         self.cpus.binary_search_by_key(&id, |cpu| cpu.id).ok().map(|at| &self.cpus[at])
     }
+}
+
+/// Bytes of all third-level caches below `root` together; `None` when sysfs does not tell.
+pub fn l3_bytes(root: &Path) -> Option<usize> {
+    let cpu_dir = root.join("sys/devices/system/cpu");
+    let mut caches = BTreeMap::new();
+    for cpu in Topology::from_root(root).cpus() {
+        let cache_dir = cpu_dir.join(format!("cpu{}/cache", cpu.id));
+        let size = fs::read_to_string(l3_index(&cache_dir)?.join("size")).ok()?;
+        caches.insert(cpu.l3, size.trim().strip_suffix('K')?.parse::<usize>().ok()?.checked_mul(1024)?);
+    }
+    (!caches.is_empty()).then(|| caches.values().sum())
 }
 
 /// Reads the kernel's list notation (`0-3,8,10-11`) into ascending distinct numbers; `None` when it is malformed
@@ -163,9 +175,14 @@ fn shared_list(path: &Path, id: usize, online: &[usize]) -> Option<Vec<usize>> {
 }
 
 fn l3_group(cache_dir: &Path, id: usize, online: &[usize]) -> Option<usize> {
+    shared_list(&l3_index(cache_dir)?.join("shared_cpu_list"), id, online)?.first().copied()
+}
+
+/// The directory of a CPU's third-level cache.
+fn l3_index(cache_dir: &Path) -> Option<PathBuf> {
     let is_l3 = |index: &usize| read_number(&cache_dir.join(format!("index{index}/level"))) == Some(3);
     let index = numbered_entries(cache_dir, "index").into_iter().find(is_l3)?;
-    shared_list(&cache_dir.join(format!("index{index}/shared_cpu_list")), id, online)?.first().copied()
+    Some(cache_dir.join(format!("index{index}")))
 }
 
 /// Where no sibling list exists, CPUs that name the same package, die and core are siblings.
@@ -277,6 +294,7 @@ pub(crate) mod fake {
                         put(&dir.join("topology/thread_siblings_list"), &list(&siblings));
                         put(&dir.join("cache/index0/level"), "1");
                         put(&dir.join("cache/index3/level"), "3");
+                        put(&dir.join("cache/index3/size"), "32768K");
                         put(&dir.join("cache/index3/shared_cpu_list"), &list(&l3));
                     }
                 }
@@ -356,6 +374,14 @@ mod tests {
             assert_eq!((last.package, last.core_id, last.node), (1, 7, 2 * nodes - 1));
             assert_eq!((last.siblings.as_slice(), last.l3), ([15, 31].as_slice(), 14));
         }
+    }
+
+    #[test]
+    fn third_level_caches_are_counted_once_each() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(l3_bytes(root.path()), None);
+        EPYC.write(root.path(), &[]);
+        assert_eq!(l3_bytes(root.path()), Some(8 * (32 << 20)));
     }
 
     #[test]
