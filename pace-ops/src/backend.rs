@@ -7,6 +7,8 @@ use std::str::FromStr;
 use pace_kernels::{DType, WeightFormat};
 use serde::{Deserialize, Serialize};
 
+use crate::OpError;
+
 /// How an operator is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -150,6 +152,17 @@ impl Operator {
             Self::Mlp => &[Backend::Native, Backend::Tpp, Backend::Jit, Backend::Imbps],
             Self::Attention => &[Backend::Native, Backend::Jit, Backend::Flash],
         }
+    }
+
+    /// Whether this operator has a backend at all, for some type and CPU; `Auto` always is one.
+    ///
+    /// # Errors
+    /// [`OpError::Unsupported`], which lists what exists: nothing falls back in silence.
+    pub fn require(self, backend: Backend) -> Result<(), OpError> {
+        if backend == Backend::Auto || self.backends().contains(&backend) {
+            return Ok(());
+        }
+        Err(OpError::Unsupported { op: self, backend, available: self.backends() })
     }
 
     /// The types that a backend of this operator computes; none if there is no such backend.

@@ -58,9 +58,7 @@ impl BuildCx {
         if backend == Backend::Auto {
             return Ok(());
         }
-        if op.dtypes(backend).is_empty() {
-            return Err(OpError::Unsupported { op, backend, available: op.backends() });
-        }
+        op.require(backend)?;
         if !op.dtypes(backend).contains(&dtype) {
             let available =
                 op.backends().iter().copied().filter(|&b| op.dtypes(b).contains(&dtype)).collect();

@@ -188,7 +188,7 @@ fn backend(op: Operator, value: &str) -> Result<Backend, ConfigError> {
         let known: Vec<_> = has.map(|b| b.name()).collect();
         return Err(ConfigError::UnknownBackend { op, name: UnknownName::new(value, &known) });
     };
-    op.resolve(backend)?;
+    op.require(backend)?;
     Ok(backend)
 }
 

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 /// Error, relative to the largest result, that rounding of a bf16 result allows, that f32 sums do, and that
 /// activations rounded to int8 do.
-pub const fn tolerance(dtype: OpDType) -> f64 {
+pub(crate) const fn tolerance(dtype: OpDType) -> f64 {
     match dtype {
         OpDType::F32 => 2e-5,
         OpDType::Bf16 => 8e-3,
@@ -23,14 +23,14 @@ pub const fn tolerance(dtype: OpDType) -> f64 {
 }
 
 /// The activations that go with weights of a type.
-pub const fn act_dtype(dtype: OpDType) -> DType {
+pub(crate) const fn act_dtype(dtype: OpDType) -> DType {
     match dtype {
         OpDType::F32 => DType::F32,
         _ => DType::Bf16,
     }
 }
 
-pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
+pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -43,7 +43,7 @@ pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
 }
 
 /// The formats that a type of weights has.
-pub fn formats(dtype: OpDType) -> &'static [WeightFormat] {
+pub(crate) fn formats(dtype: OpDType) -> &'static [WeightFormat] {
     match dtype {
         OpDType::F32 => &[WeightFormat::F32],
         OpDType::Bf16 => &[WeightFormat::Bf16],
@@ -51,7 +51,7 @@ pub fn formats(dtype: OpDType) -> &'static [WeightFormat] {
     }
 }
 
-pub fn pack(par: Par<'_>, spec: PackSpec, w: &[f32], n: usize, k: usize) -> Arc<PackedWeights> {
+pub(crate) fn pack(par: Par<'_>, spec: PackSpec, w: &[f32], n: usize, k: usize) -> Arc<PackedWeights> {
     let packed = PackedWeights::pack(spec, n, k, &par, |rows, out| {
         out.copy_from_slice(&w[rows.start * k..rows.end * k]);
         Ok::<(), std::convert::Infallible>(())
@@ -60,7 +60,7 @@ pub fn pack(par: Par<'_>, spec: PackSpec, w: &[f32], n: usize, k: usize) -> Arc<
 }
 
 /// The weights as they were stored: int8 rounds them.
-pub fn stored(weights: &PackedWeights) -> Vec<f32> {
+pub(crate) fn stored(weights: &PackedWeights) -> Vec<f32> {
     let kernels = Kernels::detect();
     let mut out = vec![0.0; weights.n() * weights.k()];
     for (i, row) in out.chunks_exact_mut(weights.k().max(1)).enumerate() {
@@ -69,7 +69,7 @@ pub fn stored(weights: &PackedWeights) -> Vec<f32> {
     out
 }
 
-pub fn act(cx: &OpCx<'_>, dtype: DType, x: &[f32], rows: usize, cols: usize) -> ActBuf {
+pub(crate) fn act(cx: &OpCx<'_>, dtype: DType, x: &[f32], rows: usize, cols: usize) -> ActBuf {
     let mut buf = ActBuf::new(dtype, cols);
     for (i, row) in x.chunks_exact(cols.max(1)).enumerate().take(rows) {
         match buf.rows_mut(rows) {
@@ -80,7 +80,7 @@ pub fn act(cx: &OpCx<'_>, dtype: DType, x: &[f32], rows: usize, cols: usize) -> 
     buf
 }
 
-pub fn read(cx: &OpCx<'_>, x: ActRef<'_>) -> Vec<f32> {
+pub(crate) fn read(cx: &OpCx<'_>, x: ActRef<'_>) -> Vec<f32> {
     let mut out = vec![0.0; x.rows() * x.cols()];
     for (i, row) in out.chunks_exact_mut(x.cols()).enumerate() {
         match x {
@@ -92,7 +92,7 @@ pub fn read(cx: &OpCx<'_>, x: ActRef<'_>) -> Vec<f32> {
 }
 
 /// `x * w^T + bias`, `[rows, n]`.
-pub fn product(x: &[f64], w: &[f32], bias: &[f32], n: usize, k: usize) -> Vec<f64> {
+pub(crate) fn product(x: &[f64], w: &[f32], bias: &[f32], n: usize, k: usize) -> Vec<f64> {
     let cell = |row: &[f64], j: usize| {
         let sum: f64 = row.iter().zip(&w[j * k..(j + 1) * k]).map(|(a, b)| a * f64::from(*b)).sum();
         sum + f64::from(bias[j])
@@ -100,11 +100,11 @@ pub fn product(x: &[f64], w: &[f32], bias: &[f32], n: usize, k: usize) -> Vec<f6
     x.chunks_exact(k).flat_map(|row| (0..n).map(move |j| cell(row, j))).collect()
 }
 
-pub fn wide(x: &[f32]) -> Vec<f64> {
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().copied().map(f64::from).collect()
 }
 
-pub fn close(what: &str, got: &[f32], want: &[f64], dtype: OpDType) -> Result<(), TestCaseError> {
+pub(crate) fn close(what: &str, got: &[f32], want: &[f64], dtype: OpDType) -> Result<(), TestCaseError> {
     let scale = want.iter().fold(1e-3, |m: f64, w| m.max(w.abs()));
     prop_assert_eq!(got.len(), want.len());
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
@@ -115,25 +115,25 @@ pub fn close(what: &str, got: &[f32], want: &[f64], dtype: OpDType) -> Result<()
 }
 
 /// What a test runs with: the tier, a type, and every backend that exists for it here.
-pub struct Cell<'a> {
-    pub cx: OpCx<'a>,
-    pub build: &'a BuildCx,
-    pub op: Operator,
-    pub backend: Backend,
-    pub dtype: OpDType,
+pub(crate) struct Cell<'a> {
+    pub(crate) cx: OpCx<'a>,
+    pub(crate) build: &'a BuildCx,
+    pub(crate) op: Operator,
+    pub(crate) backend: Backend,
+    pub(crate) dtype: OpDType,
 }
 
 impl Cell<'_> {
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("{} {} {} {}", self.op, self.backend, self.dtype, self.cx.kernels.isa())
     }
 
-    pub fn act_dtype(&self) -> DType {
+    pub(crate) fn act_dtype(&self) -> DType {
         act_dtype(self.dtype)
     }
 
     /// Packs weights as the backend wants them.
-    pub fn pack(
+    pub(crate) fn pack(
         &self,
         shape: OpShape,
         format: WeightFormat,
@@ -146,7 +146,7 @@ impl Cell<'_> {
 }
 
 /// Runs `test` for every tier of this CPU, every type, every backend of `op` that exists for both, on two threads.
-pub fn everywhere(
+pub(crate) fn everywhere(
     op: Operator,
     mut test: impl FnMut(&Cell<'_>) -> Result<(), TestCaseError>,
 ) -> Result<(), TestCaseError> {
@@ -166,7 +166,7 @@ pub fn everywhere(
     Ok(())
 }
 
-pub struct Caches(pub Vec<Cache>);
+pub(crate) struct Caches(pub(crate) Vec<Cache>);
 
 impl KvBatch for Caches {
     fn cache(&self, seq: usize) -> &dyn KvCache {
@@ -175,7 +175,7 @@ impl KvBatch for Caches {
 }
 
 /// One layer of keys and values, a run per block, spare rows full of NaN.
-pub struct Cache {
+pub(crate) struct Cache {
     layout: KvLayout,
     heads: usize,
     len: usize,
@@ -183,7 +183,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    pub fn fill(layout: KvLayout, heads: usize, len: usize, row: &dyn Fn(usize) -> Vec<f32>) -> Self {
+    pub(crate) fn fill(layout: KvLayout, heads: usize, len: usize, row: &dyn Fn(usize) -> Vec<f32>) -> Self {
         let bytes = heads * len.div_ceil(KV_BLOCK) * layout.block_bytes();
         let mut data = Buffer::zeroed(bytes, Placement::default()).unwrap();
         match layout.dtype() {
