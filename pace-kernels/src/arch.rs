@@ -110,9 +110,23 @@ macro_rules! shims {
         /// # Safety
         /// The CPU has this tier; what `t` describes is accessible.
         $(#[$attr])?
-        unsafe fn gemm_tile(kind: TileKind, t: &TileArgs) {
+        unsafe fn tile_f32(t: &TileArgs) {
             // SAFETY: passed on to the caller.
-            unsafe { generic::tile::tile($lanes, kind, t) }
+            unsafe { generic::tile::tile::<generic::tile::F32, _>($lanes, t) }
+        }
+        /// # Safety
+        /// The CPU has this tier; what `t` describes is accessible.
+        $(#[$attr])?
+        unsafe fn tile_bf16(t: &TileArgs) {
+            // SAFETY: passed on to the caller.
+            unsafe { generic::tile::tile::<generic::tile::Bf16, _>($lanes, t) }
+        }
+        /// # Safety
+        /// The CPU has this tier; what `t` describes is accessible.
+        $(#[$attr])?
+        unsafe fn tile_int8(t: &TileArgs) {
+            // SAFETY: passed on to the caller.
+            unsafe { generic::tile::tile::<generic::tile::Int8, _>($lanes, t) }
         }
         $(#[$attr])?
         fn probe_peak(kind: TileKind, rounds: usize) -> u64 {
@@ -150,7 +164,9 @@ macro_rules! shims {
                 finish: attention_finish,
             },
             finish_row,
-            gemm_tile,
+            tile_f32,
+            tile_bf16,
+            tile_int8,
             probe_peak,
             probe_read,
         };

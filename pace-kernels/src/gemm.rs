@@ -232,7 +232,7 @@ impl Product<'_> {
                 }
             }
             // SAFETY: the CPU has this table's tier, and `tile_args` describes memory that is there.
-            (Some(args), None) => unsafe { (self.kernels.table().gemm_tile)(self.form.kind, &args) },
+            (Some(args), None) => unsafe { (self.kernels.table().tile(self.form.kind))(&args) },
         }
         if last {
             self.finish(task, tile, sums);

@@ -92,10 +92,23 @@ pub(crate) struct Table {
     pub(crate) gemv_nn: unsafe fn(&[f32], MatRef<'_, f32>, &mut [f32], bool),
     pub(crate) attention: AttentionTiles,
     pub(crate) finish_row: unsafe fn(&mut [f32], &RowEpilogue<'_>, RowMut<'_>),
-    /// What the arguments describe must be accessible, too.
-    pub(crate) gemm_tile: unsafe fn(TileKind, &TileArgs),
+    /// What the arguments of a tile describe must be accessible, too.
+    pub(crate) tile_f32: unsafe fn(&TileArgs),
+    pub(crate) tile_bf16: unsafe fn(&TileArgs),
+    pub(crate) tile_int8: unsafe fn(&TileArgs),
     pub(crate) probe_peak: unsafe fn(TileKind, usize) -> u64,
     pub(crate) probe_read: unsafe fn(&[f32]) -> f32,
+}
+
+impl Table {
+    /// The tile that multiplies a kind.
+    pub(crate) fn tile(&self, kind: TileKind) -> unsafe fn(&TileArgs) {
+        match kind {
+            TileKind::F32 => self.tile_f32,
+            TileKind::Bf16 => self.tile_bf16,
+            TileKind::Int8 => self.tile_int8,
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -17,7 +17,7 @@ use crate::table::Table;
 
 pub(crate) const TABLE: Table = Table {
     attention: AttentionTiles { step_bf16: attention::step, ..avx512_vnni::TABLE.attention },
-    gemm_tile,
+    tile_bf16,
     probe_peak,
     ..avx512_vnni::TABLE
 };
@@ -39,9 +39,9 @@ fn dot_bf16(acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
 /// # Safety
 /// The CPU has this tier; what `t` describes is accessible.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-unsafe fn gemm_tile(kind: TileKind, t: &TileArgs) {
+unsafe fn tile_bf16(t: &TileArgs) {
     // SAFETY: passed on to the caller.
-    unsafe { generic::tile::tile(LanesBf16, kind, t) }
+    unsafe { generic::tile::tile::<generic::tile::Bf16, _>(LanesBf16, t) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]

@@ -13,23 +13,66 @@
 // The loops run over registers, which indices name.
 #![allow(clippy::needless_range_loop)]
 
-use crate::gemm::tile::{Dots, PREFETCH_STEPS, TileArgs, TileKind};
+use crate::gemm::tile::{Dots, PREFETCH_STEPS, TileArgs};
+
+/// What a tile multiplies, see [`TileKind`](crate::gemm::tile::TileKind): a type, so that each kind is an
+/// entry of its own, which a tier may inherit.
+pub(crate) trait Kind {
+    /// Computes the sums of R rows and N vectors from `column` on.
+    ///
+    /// # Safety
+    /// As [`tile`], `t.rows` is R, and the strip lies in the panel.
+    unsafe fn strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize);
+}
+
+/// One f32 by one f32.
+pub(crate) struct F32;
+
+/// Two bf16 by two bf16.
+pub(crate) struct Bf16;
+
+/// Four i8 by four u8.
+pub(crate) struct Int8;
+
+impl Kind for F32 {
+    #[inline(always)]
+    unsafe fn strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { float_strip::<L, R, N, false>(lanes, t, column) }
+    }
+}
+
+impl Kind for Bf16 {
+    #[inline(always)]
+    unsafe fn strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { float_strip::<L, R, N, true>(lanes, t, column) }
+    }
+}
+
+impl Kind for Int8 {
+    #[inline(always)]
+    unsafe fn strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { int8_strip::<L, R, N>(lanes, t, column) }
+    }
+}
 
 /// Computes a tile.
 ///
 /// # Safety
 /// The CPU has the tier of `lanes`; what `t` describes is accessible.
 #[inline(always)]
-pub(crate) unsafe fn tile<L: Dots>(lanes: L, kind: TileKind, t: &TileArgs) {
+pub(crate) unsafe fn tile<K: Kind, L: Dots>(lanes: L, t: &TileArgs) {
     // SAFETY: passed on to the caller.
     unsafe {
         match t.rows {
-            1 => rows::<L, 1>(lanes, kind, t),
-            2 => rows::<L, 2>(lanes, kind, t),
-            3 => rows::<L, 3>(lanes, kind, t),
-            4 => rows::<L, 4>(lanes, kind, t),
-            5 => rows::<L, 5>(lanes, kind, t),
-            6 => rows::<L, 6>(lanes, kind, t),
+            1 => rows::<K, L, 1>(lanes, t),
+            2 => rows::<K, L, 2>(lanes, t),
+            3 => rows::<K, L, 3>(lanes, t),
+            4 => rows::<K, L, 4>(lanes, t),
+            5 => rows::<K, L, 5>(lanes, t),
+            6 => rows::<K, L, 6>(lanes, t),
             rows => unreachable!("a tile has 1 to 6 rows, not {rows}"),
         }
     }
@@ -40,14 +83,14 @@ pub(crate) unsafe fn tile<L: Dots>(lanes: L, kind: TileKind, t: &TileArgs) {
 /// # Safety
 /// As [`tile`], and `t.rows` is R.
 #[inline(always)]
-unsafe fn rows<L: Dots, const R: usize>(lanes: L, kind: TileKind, t: &TileArgs) {
+unsafe fn rows<K: Kind, L: Dots, const R: usize>(lanes: L, t: &TileArgs) {
     let wanted = if R == 1 { L::ACROSS_ONE } else { L::ACROSS };
     // SAFETY: passed on to the caller.
     unsafe {
         match wanted.min(t.width / L::LANES) {
-            8 => strips::<L, R, 8>(lanes, kind, t),
-            4 => strips::<L, R, 4>(lanes, kind, t),
-            _ => strips::<L, R, 2>(lanes, kind, t),
+            8 => strips::<K, L, R, 8>(lanes, t),
+            4 => strips::<K, L, R, 4>(lanes, t),
+            _ => strips::<K, L, R, 2>(lanes, t),
         }
     }
 }
@@ -55,21 +98,15 @@ unsafe fn rows<L: Dots, const R: usize>(lanes: L, kind: TileKind, t: &TileArgs) 
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-unsafe fn strips<L: Dots, const R: usize, const N: usize>(lanes: L, kind: TileKind, t: &TileArgs) {
+unsafe fn strips<K: Kind, L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs) {
     for column in (0..t.width).step_by(N * L::LANES) {
         // SAFETY: the strip lies in the panel, because its width divides the panel's.
-        unsafe {
-            match kind {
-                TileKind::F32 => float_strip::<L, R, N, false>(lanes, t, column),
-                TileKind::Bf16 => float_strip::<L, R, N, true>(lanes, t, column),
-                TileKind::Int8 => int8_strip::<L, R, N>(lanes, t, column),
-            }
-        }
+        unsafe { K::strip::<L, R, N>(lanes, t, column) }
     }
 }
 
 /// # Safety
-/// As [`rows`], and the strip lies in the panel.
+/// As [`Kind::strip`].
 #[inline(always)]
 unsafe fn float_strip<L: Dots, const R: usize, const N: usize, const BF16: bool>(
     lanes: L,
@@ -121,7 +158,7 @@ unsafe fn float_strip<L: Dots, const R: usize, const N: usize, const BF16: bool>
 /// leave room for 2 rows only.
 ///
 /// # Safety
-/// As [`rows`], and the strip lies in the panel.
+/// As [`Kind::strip`].
 #[inline(always)]
 unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
     let (mut group, mut step, mut prefetch) = (0, 0, t.prefetch);

@@ -89,7 +89,7 @@ fn check_tile(kind: TileKind, rows: usize, width: usize, steps: usize, flush: Fl
                 w_scales: w_scales.as_ptr(),
             };
             // SAFETY: the CPU has the tier; the operands have the shapes that the arguments say.
-            unsafe { (kernels.table().gemm_tile)(kind, &t) }
+            unsafe { (kernels.table().tile(kind))(&t) }
             assert!(sums.iter().any(|&sum| sum != 1.0), "{kernels:?} {kind:?}");
         }
     }

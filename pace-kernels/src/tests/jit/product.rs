@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use half::bf16;
 
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
-use crate::gemm::tile::{TileArgs, TileKind};
+use crate::gemm::tile::TileArgs;
 use crate::table::Table;
 use crate::tests::noise_vec;
 use crate::{
@@ -13,16 +13,21 @@ use crate::{
     MatRef, PackSpec, PackedWeights, Par, Pool, Scratch, WeightFormat, WeightLayout,
 };
 
-fn poisoned_tile(kind: TileKind, _: &TileArgs) {
-    panic!("the table's {kind:?} tile was called");
+fn poisoned_tile(_: &TileArgs) {
+    panic!("a tile of the table was called");
 }
 
 fn poisoned_row(_: &mut [f32], _: &RowEpilogue<'_>, _: RowMut<'_>) {
     panic!("the table's epilogue was called");
 }
 
-static POISONED: Table =
-    Table { gemm_tile: poisoned_tile, finish_row: poisoned_row, ..crate::arch::avx512_bf16::TABLE };
+static POISONED: Table = Table {
+    tile_f32: poisoned_tile,
+    tile_bf16: poisoned_tile,
+    tile_int8: poisoned_tile,
+    finish_row: poisoned_row,
+    ..crate::arch::avx512_bf16::TABLE
+};
 
 /// The tier's own kernels, and a generator on top of kernels without tiles.
 fn kernels_and_jit() -> Option<(Kernels, Jit)> {
