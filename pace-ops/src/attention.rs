@@ -283,11 +283,6 @@ mod tests {
         plan.rebuild(&shape, 1, std::iter::empty());
         assert_eq!((plan.rows(), plan.longest()), (0, 0));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn a_plan_counts_what_is_read_and_what_is_seen() {
