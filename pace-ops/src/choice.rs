@@ -79,6 +79,12 @@ impl<B: ?Sized> ByClass<B> {
         Self { built: vec![(Backend::Native, reference)], at: [0; 3] }
     }
 
+    /// Puts another implementation in the place of every backend.
+    #[cfg(test)]
+    pub(crate) fn replace(&mut self, mut with: impl FnMut() -> Box<B>) {
+        self.built.iter_mut().for_each(|(_, built)| *built = with());
+    }
+
     /// The backend for so many rows.
     pub(crate) fn of(&self, rows: usize) -> (Backend, &B) {
         let (backend, built) = &self.built[self.at[MClass::of(rows) as usize]];

@@ -100,7 +100,7 @@ impl Sample {
     }
 }
 
-fn numbers(rows: ActRef<'_>) -> Vec<f32> {
+pub(crate) fn numbers(rows: ActRef<'_>) -> Vec<f32> {
     match rows {
         ActRef::F32(m) => (0..m.rows()).flat_map(|i| m.row(i).to_vec()).collect(),
         ActRef::Bf16(m) => (0..m.rows()).flat_map(|i| m.row(i).iter().map(|x| x.to_f32())).collect(),
