@@ -10,7 +10,7 @@ use crate::choice::ByClass;
 use crate::panels::{PanelGemm, require_panels};
 use crate::rope::AngleTable;
 use crate::self_test::{Mismatch, Sample};
-use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator};
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator, Work};
 
 /// How a projection's f32 result becomes its output, after the bias was added.
 #[derive(Clone, Copy)]
@@ -93,7 +93,10 @@ impl Projection {
     pub(crate) fn forward(&self, cx: &OpCx<'_>, a: ActRef<'_>, out: ActMut<'_>, finish: Finish<'_>) {
         let (rows, n, k) = (a.rows(), self.weights.n(), self.weights.k());
         assert!(a.cols() == k && out.cols() == n && out.rows() == rows, "projection: shapes differ");
-        let (_, built) = self.backends.of(rows);
+        let (backend, built) = self.backends.of(rows);
+        let _span = cx.span(self.shape.op.name(), backend, || {
+            Work::product(self.shape, self.weights.bytes(), a, out.as_ref())
+        });
         built.forward(cx, a, self.bias.as_deref(), out, finish);
     }
 
