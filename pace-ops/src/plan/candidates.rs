@@ -170,8 +170,11 @@ struct Weights<'a> {
     cx: &'a OpCx<'a>,
     build: &'a BuildCx,
     shape: OpShape,
-    packed: Vec<((PackSpec, usize, usize, usize), Arc<PackedWeights>)>,
+    packed: Vec<(PackKey, Arc<PackedWeights>)>,
 }
+
+/// Which matrix was packed: how, `[n, k]`, and which copy of it.
+type PackKey = (PackSpec, usize, usize, usize);
 
 impl Weights<'_> {
     /// A copy of the operator by a backend.
