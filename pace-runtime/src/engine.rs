@@ -4,6 +4,7 @@
 //! touched first by the threads that use them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,7 @@ use pace_models::{DecoderSpec, LoadOptions, Model};
 use pace_ops::{OpCx, Profile};
 
 use crate::kv_cache::KvCacheKind;
-use crate::platform::ThreadBudget;
+use crate::platform::{ThreadBudget, topology};
 use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
 use crate::scheduler::{Generation, Goal, Scheduler, Scoring, Task, check_memory};
 use crate::tokenizer::Tokenizer;
@@ -63,7 +64,10 @@ impl EngineConfig {
             pin: budget.whole,
             cpus: budget.cpus,
             isa: Isa::from_env()?,
-            load: LoadOptions::new(weights, activations),
+            load: LoadOptions {
+                l2_bytes: topology::l2_bytes(Path::new("/")),
+                ..LoadOptions::new(weights, activations)
+            },
             kv_cache: KvCacheKind::default(),
             profile: false,
         })
