@@ -28,8 +28,8 @@ pub struct LoadOptions {
     pub panel_width: Option<usize>,
     /// Chunks of IMBPS (`IMBPS_BLOCK_SIZE`); none: as many as the rows and the caches suggest.
     pub imbps_chunks: Option<usize>,
-    /// Bytes of a core's second-level cache, for the number of chunks.
-    pub l2_bytes: Option<usize>,
+    /// Bytes of all last-level caches, for the number of chunks.
+    pub l3_bytes: Option<usize>,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,
@@ -47,7 +47,7 @@ impl LoadOptions {
             plan: None,
             panel_width: None,
             imbps_chunks: None,
-            l2_bytes: None,
+            l3_bytes: None,
             allow_nonfinite: false,
         }
     }
@@ -57,7 +57,7 @@ impl LoadOptions {
         let mut build = BuildCx::new(kernels);
         build.panel_width = self.panel_width.unwrap_or(build.panel_width);
         build.imbps_chunks = self.imbps_chunks;
-        build.l2_bytes = self.l2_bytes.unwrap_or(build.l2_bytes);
+        build.l3_bytes = self.l3_bytes.unwrap_or(build.l3_bytes);
         build
     }
 }

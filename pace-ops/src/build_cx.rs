@@ -19,8 +19,8 @@ pub struct BuildCx {
     pub imbps_chunks: Option<usize>,
     /// How activations are rounded for int8 weights.
     pub act_quant: ActQuant,
-    /// Bytes of a core's second-level cache.
-    pub l2_bytes: usize,
+    /// Bytes of all last-level caches.
+    pub l3_bytes: usize,
 }
 
 impl BuildCx {
@@ -33,7 +33,7 @@ impl BuildCx {
             panel_width: 64,
             imbps_chunks: None,
             act_quant: ActQuant::default(),
-            l2_bytes: 1 << 20,
+            l3_bytes: 32 << 20,
         }
     }
 

@@ -65,7 +65,7 @@ impl EngineConfig {
             cpus: budget.cpus,
             isa: Isa::from_env()?,
             load: LoadOptions {
-                l2_bytes: topology::l2_bytes(Path::new("/")),
+                l3_bytes: topology::l3_bytes(Path::new("/")),
                 ..LoadOptions::new(weights, activations)
             },
             kv_cache: KvCacheKind::default(),

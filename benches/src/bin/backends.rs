@@ -40,9 +40,10 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let files = Arc::new(ModelFiles::open(&ModelRef::parse(&args.model)?)?);
+    let engines = args.configs.iter().map(|name| start(&files, name)).collect::<Result<Vec<_>>>()?;
+    // After the engines: it pins this thread to one core, which threads that start later would inherit.
     let bench = Bench::new();
     let limits = Limits::new(&bench);
-    let engines = args.configs.iter().map(|name| start(&files, name)).collect::<Result<Vec<_>>>()?;
     let spec = files.spec();
     let linear =
         2 * (spec.parameters() - spec.vocab_size * spec.hidden * if spec.tied_embeddings { 1 } else { 2 });

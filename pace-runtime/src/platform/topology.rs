@@ -85,18 +85,10 @@ pub fn l3_bytes(root: &Path) -> Option<usize> {
     let mut caches = BTreeMap::new();
     for cpu in Topology::from_root(root).cpus() {
         let cache_dir = cpu_dir.join(format!("cpu{}/cache", cpu.id));
-        caches.insert(cpu.l3, cache_bytes(&cache_dir, 3)?);
+        let size = fs::read_to_string(l3_index(&cache_dir)?.join("size")).ok()?;
+        caches.insert(cpu.l3, size.trim().strip_suffix('K')?.parse::<usize>().ok()?.checked_mul(1024)?);
     }
     (!caches.is_empty()).then(|| caches.values().sum())
-}
-
-/// Bytes of the smallest second-level cache of a CPU below `root`; `None` when sysfs does not tell.
-pub fn l2_bytes(root: &Path) -> Option<usize> {
-    let cpu_dir = root.join("sys/devices/system/cpu");
-    let topology = Topology::from_root(root);
-    let caches =
-        topology.cpus().iter().map(|cpu| cache_bytes(&cpu_dir.join(format!("cpu{}/cache", cpu.id)), 2));
-    caches.flatten().min()
 }
 
 /// Reads the kernel's list notation (`0-3,8,10-11`) into ascending distinct numbers; `None` when it is malformed
@@ -183,20 +175,14 @@ fn shared_list(path: &Path, id: usize, online: &[usize]) -> Option<Vec<usize>> {
 }
 
 fn l3_group(cache_dir: &Path, id: usize, online: &[usize]) -> Option<usize> {
-    shared_list(&cache_index(cache_dir, 3)?.join("shared_cpu_list"), id, online)?.first().copied()
+    shared_list(&l3_index(cache_dir)?.join("shared_cpu_list"), id, online)?.first().copied()
 }
 
-/// The directory of a CPU's unified cache of a level.
-fn cache_index(cache_dir: &Path, level: usize) -> Option<PathBuf> {
-    let is_level = |index: &usize| read_number(&cache_dir.join(format!("index{index}/level"))) == Some(level);
-    let index = numbered_entries(cache_dir, "index").into_iter().find(is_level)?;
+/// The directory of a CPU's third-level cache.
+fn l3_index(cache_dir: &Path) -> Option<PathBuf> {
+    let is_l3 = |index: &usize| read_number(&cache_dir.join(format!("index{index}/level"))) == Some(3);
+    let index = numbered_entries(cache_dir, "index").into_iter().find(is_l3)?;
     Some(cache_dir.join(format!("index{index}")))
-}
-
-/// Bytes of a CPU's cache of a level.
-fn cache_bytes(cache_dir: &Path, level: usize) -> Option<usize> {
-    let size = fs::read_to_string(cache_index(cache_dir, level)?.join("size")).ok()?;
-    size.trim().strip_suffix('K')?.parse::<usize>().ok()?.checked_mul(1024)
 }
 
 /// Where no sibling list exists, CPUs that name the same package, die and core are siblings.
@@ -307,8 +293,6 @@ pub(crate) mod fake {
                         let siblings = online(self.threads_of(package, core..core + 1));
                         put(&dir.join("topology/thread_siblings_list"), &list(&siblings));
                         put(&dir.join("cache/index0/level"), "1");
-                        put(&dir.join("cache/index2/level"), "2");
-                        put(&dir.join("cache/index2/size"), "1024K");
                         put(&dir.join("cache/index3/level"), "3");
                         put(&dir.join("cache/index3/size"), "32768K");
                         put(&dir.join("cache/index3/shared_cpu_list"), &list(&l3));
@@ -393,12 +377,11 @@ mod tests {
     }
 
     #[test]
-    fn caches_are_counted_once_each() {
+    fn third_level_caches_are_counted_once_each() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(l3_bytes(root.path()), None);
         EPYC.write(root.path(), &[]);
         assert_eq!(l3_bytes(root.path()), Some(8 * (32 << 20)));
-        assert_eq!(l2_bytes(root.path()), Some(1 << 20));
     }
 
     #[test]
