@@ -2,6 +2,7 @@
 
 mod engine;
 mod models;
+mod operators;
 mod sampling;
 mod tokens;
 
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::engine::{EngineArgs, WeightChoice};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
+pub(crate) use self::operators::OpsArgs;
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
@@ -31,6 +33,7 @@ pub(crate) enum Command {
     Detokenize(DetokenizeArgs),
     Info(InfoArgs),
     Bench(BenchArgs),
+    Ops(OpsArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

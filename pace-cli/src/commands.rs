@@ -8,6 +8,7 @@ pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod list;
 pub(crate) mod man;
+pub(crate) mod ops;
 pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod score;
