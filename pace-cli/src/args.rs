@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::engine::{EngineArgs, WeightChoice};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
-pub(crate) use self::operators::OpsArgs;
+pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
@@ -34,6 +34,7 @@ pub(crate) enum Command {
     Info(InfoArgs),
     Bench(BenchArgs),
     Ops(OpsArgs),
+    Jit(JitArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

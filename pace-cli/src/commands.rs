@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod detokenize;
 pub(crate) mod generate;
 pub(crate) mod info;
+pub(crate) mod jit;
 pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod ops;

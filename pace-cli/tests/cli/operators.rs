@@ -1,5 +1,6 @@
-//! Operators and their backends: `ops`.
+//! Operators and their backends: `ops`, `jit dump`.
 
+use pace_kernels::Isa;
 use serde_json::Value;
 
 use super::common::{Call, pace};
@@ -46,7 +47,7 @@ fn ops_says_what_is_missing_on_a_tier_and_why() {
         let reason = cell["reason"].as_str().unwrap();
         assert!(reason.contains("avx512") && reason.contains("scalar"), "{reason}");
     }
-    if pace_kernels::Isa::Avx512Bf16.is_supported() {
+    if Isa::Avx512Bf16.is_supported() {
         assert_eq!(dtypes(&ops("avx512-bf16"), "mlp", "jit", true), ["bf16", "int8"]);
         assert_eq!(dtypes(&ops("avx512-vnni"), "mlp", "jit", true), ["int8"]);
     }
@@ -65,5 +66,65 @@ fn ops_in_text_is_a_matrix_with_reasons() {
     assert!(out.text().contains("jit  int8  generated kernels need"), "{}", out.text());
     assert!(out.text().contains("tpp; attention flash"), "{}", out.text());
     let here = pace(&["ops"]);
-    assert_eq!(here.text().contains('*'), !pace_kernels::Isa::Avx512Bf16.is_supported());
+    assert_eq!(here.text().contains('*'), !Isa::Avx512Bf16.is_supported());
+}
+
+/// Whether generated bf16 kernels can run in these tests.
+fn has_jit() -> bool {
+    Isa::from_env().unwrap() >= Isa::Avx512Bf16
+}
+
+#[test]
+fn jit_dump_lists_what_a_model_is_run_with() {
+    if !has_jit() {
+        return;
+    }
+    let list = |args: &[&str]| {
+        let head = ["jit", "dump", "-m", "random:tiny", "--format", "json"];
+        json(&pace(&[&head, args].concat()))
+    };
+    let names = |out: &Value| -> Vec<String> {
+        let kernels = out["kernels"].as_array().unwrap();
+        kernels.iter().map(|kernel| kernel["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let out = list(&[]);
+    assert_eq!(keys(&out), ["model", "isa", "kernels"]);
+    assert!(out["kernels"][0]["bytes"].as_u64().unwrap() > 0);
+    let all = names(&out);
+    assert!(all.iter().any(|name| name.starts_with("bf16:")), "{all:?}");
+    assert!(all.iter().any(|name| name.starts_with("attention")), "{all:?}");
+    let without = names(&list(&["--op", "attention=flash"]));
+    assert!(!without.iter().any(|name| name.starts_with("attention")), "{without:?}");
+    // Every name in the list is one that can be asked for.
+    let code = pace(&["jit", "dump", &all[0]]);
+    assert!(code.text().lines().last().unwrap().ends_with("ret"), "{}", code.text());
+    let text = pace(&["jit", "dump", "-m", "random:tiny"]);
+    assert!(text.text().starts_with("kernel") && text.text().contains(&all[0]), "{}", text.text());
+}
+
+#[test]
+fn jit_dump_disassembles_a_kernel_without_a_model() {
+    if !has_jit() {
+        return;
+    }
+    let key = "bf16:6x64:k2048:64:bias+silu:bf16";
+    let out = json(&pace(&["jit", "dump", key, "--format", "json"]));
+    assert_eq!(keys(&out), ["isa", "name", "instructions"]);
+    let lines = out["instructions"].as_array().unwrap();
+    assert!(lines.iter().any(|line| line.as_str().unwrap().contains("vdpbf16ps")), "{out}");
+    pace(&["jit", "dump", "bf16:6x64"]).assert_refused(2, &["`bf16:6x64` is not the name", "k2048"]);
+}
+
+#[test]
+fn jit_dump_says_why_there_is_nothing_to_dump() {
+    for args in [&["jit", "dump", "-m", "random:tiny"][..], &["jit", "dump", "bf16:6x64:k2048"]] {
+        let out = Call::new(args).env("PACE_ISA", "scalar").run();
+        out.assert_refused(5, &["generated kernels need avx512", "scalar"]);
+    }
+    if has_jit() {
+        let args = ["jit", "dump", "-m", "random:tiny"];
+        let out = Call::new(&args).env("PACE_ISA", "avx512-vnni").run();
+        out.assert_refused(5, &["generated kernels need avx512-bf16", "avx512-vnni"]);
+        pace(&[&args[..], &["--dtype", "f32"]].concat()).assert_refused(2, &["`jit` for f32"]);
+    }
 }

@@ -2,8 +2,8 @@
 
 use super::common::{Call, arg, fixture, pace};
 
-const COMMANDS: [&str; 9] =
-    ["generate", "chat", "score", "tokenize", "detokenize", "info", "bench", "ops", "completions"];
+const COMMANDS: [&str; 10] =
+    ["generate", "chat", "score", "tokenize", "detokenize", "info", "bench", "ops", "jit", "completions"];
 
 #[test]
 fn every_command_has_help_with_an_example() {
