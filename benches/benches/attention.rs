@@ -10,7 +10,7 @@ use pace_kernels::{
     ActMut, ActRef, AttentionParams, AttentionPlan as KernelPlan, AttentionSegment, DType, Isa, KV_BLOCK,
     Kernels, KvLayout, MatMut, MatRef,
 };
-use pace_ops::{Attention, AttentionPlan, AttentionShape, KvBatch, KvCache, Operator};
+use pace_ops::{Attention, AttentionPlan, AttentionShape, BuildCx, KvBatch, KvCache, Operator};
 use pace_runtime::kv_cache::{KvCacheKind, KvShape};
 
 const SHAPE: AttentionShape = AttentionShape { n_heads: 32, n_kv_heads: 8, head_dim: 64, scale: 0.125 };
@@ -71,9 +71,10 @@ fn attention(c: &mut Criterion, bench: &Bench) {
         let kv = cache(past + new);
         let q = numbers(7, new * cols);
         let mut plan = AttentionPlan::default();
-        plan.rebuild([(past, new)].into_iter(), Attention::tile_tokens(&SHAPE));
+        plan.rebuild(&SHAPE, bench.cx().par.threads(), std::iter::once((past, new)));
+        let build = BuildCx::new(bench.cx().kernels);
         for &backend in Operator::Attention.backends() {
-            let op = Attention::new(SHAPE, backend).expect("listed backends exist");
+            let Ok(op) = Attention::new(&build, SHAPE, DType::F32, backend) else { continue };
             let mut out = vec![0.0; new * cols];
             let run = |out: &mut [f32]| {
                 let (q, out) = (MatRef::new(&q, new, cols), MatMut::new(out, new, cols));

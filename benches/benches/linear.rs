@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pace_benches::{Bench, check, numbers};
-use pace_kernels::{ActMut, ActRef, MatMut, MatRef, PackedWeights, WeightFormat};
-use pace_ops::{Linear, Operator};
+use pace_kernels::{ActMut, ActRef, MatMut, MatRef, PackSpec, PackedWeights, WeightFormat};
+use pace_ops::{BuildCx, Linear, OpDType, OpShape, Operator};
 
 /// (rows, inputs, outputs)
 const SHAPES: [(usize, usize, usize); 4] =
     [(1, 2048, 8192), (4, 2048, 8192), (16, 2048, 8192), (512, 2048, 2048)];
 
-fn pack(bench: &Bench, format: WeightFormat, weights: &[f32], n: usize, k: usize) -> Arc<PackedWeights> {
-    let packed = PackedWeights::pack(format, n, k, &bench.cx().par, |rows, out| {
+fn pack(bench: &Bench, spec: PackSpec, weights: &[f32], n: usize, k: usize) -> Arc<PackedWeights> {
+    let packed = PackedWeights::pack(spec, n, k, &bench.cx().par, |rows, out| {
         out.copy_from_slice(&weights[rows.start * k..rows.end * k]);
         Ok::<(), std::convert::Infallible>(())
     });
@@ -36,20 +36,28 @@ fn reference(bench: &Bench, weights: &PackedWeights, a: &[f32]) -> Vec<f64> {
 
 fn linear(c: &mut Criterion) {
     let bench = Bench::new();
+    let build = BuildCx::new(bench.cx().kernels);
     let mut group = c.benchmark_group("linear");
     for (m, k, n) in SHAPES {
         let (a, w) = (numbers(1, m * k), numbers(2, n * k));
-        for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16] {
-            let packed = pack(&bench, format, &w, n, k);
+        for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8Group(64)]
+        {
+            let shape = OpShape::matrix(Operator::Linear, format.into(), n, k);
+            // f32 sums; activations rounded to bf16 or to int8 before they are multiplied.
+            let tolerance = [1e-5, 1e-2, 4e-2][OpDType::from(format) as usize];
             for &backend in Operator::Linear.backends() {
-                let op = Linear::new(Arc::clone(&packed), None, backend).expect("listed backends exist");
+                if build.resolve(shape, backend.into()).is_err() {
+                    continue;
+                }
+                let packed = pack(&bench, build.pack_spec(shape, backend.into(), format), &w, n, k);
+                let op = Linear::new(&build, Arc::clone(&packed), None, backend).expect("it was resolved");
                 let mut out = vec![0.0; m * n];
                 let run = |out: &mut [f32]| {
                     let (a, out) = (MatRef::new(&a, m, k), MatMut::new(out, m, n));
                     op.forward(&bench.cx(), ActRef::F32(a), ActMut::F32(out));
                 };
                 run(&mut out);
-                check("linear", &out[..n], &reference(&bench, &packed, &a[..k]), 1e-5);
+                check("linear", &out[..n], &reference(&bench, &packed, &a[..k]), tolerance);
                 group.throughput(Throughput::Elements((2 * m * k * n) as u64));
                 group.bench_function(format!("{backend}/{format}/{m}x{k}x{n}"), |b| b.iter(|| run(&mut out)));
             }

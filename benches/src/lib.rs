@@ -5,6 +5,7 @@
 
 pub mod blocks;
 pub mod machine;
+pub mod mlp;
 pub mod paired;
 pub mod roofline;
 

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Placement};
+use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Placement, Unit};
 use pace_ops::{
-    AttentionShape, Embedding, LayerKind, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles, Selection,
+    AttentionShape, Backend, Embedding, LayerKind, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles,
+    Selection, Work,
 };
 
 use crate::arch::{Architecture, Role};
@@ -83,6 +84,11 @@ impl Decoder {
         batch: &[Sequence],
         rows: usize,
     ) -> RopeAngles<'a> {
+        let _span = cx.span("rope_angles", Backend::Native, || {
+            // A cosine and a sine for each pair of dimensions.
+            let bytes = rows * self.spec.head_dim * size_of::<f32>();
+            Work { rows, bytes, flops: 0, unit: Unit::F32 }
+        });
         let mut angles = self.rope.angles(cx, rows);
         let mut row = 0;
         for seq in batch.iter().filter(|s| !s.input.is_empty()) {

@@ -10,8 +10,9 @@ use self::flash::FlashAttention;
 use self::native::NativeAttention;
 pub(crate) use self::sample::SampleKv;
 use crate::choice::ByClass;
+use crate::profile::act_bytes;
 use crate::self_test::{Mismatch, Sample, SelfTest};
-use crate::{Backend, BuildCx, Choice, KvBatch, OpCx, OpDType, OpError, OpShape, OpSize, Operator};
+use crate::{Backend, BuildCx, Choice, KvBatch, OpCx, OpDType, OpError, OpShape, OpSize, Operator, Work};
 
 /// The shape of one layer's attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,8 +97,23 @@ impl Attention {
         assert!(q.cols() == cols && out.cols() == cols, "attention: width differs from the heads");
         assert!(q.rows() == plan.rows() && out.rows() == plan.rows(), "attention: rows differ from the plan");
         if plan.rows() > 0 {
-            let (_, built) = self.backends.of(plan.rows());
+            let (backend, built) = self.backends.of(plan.rows());
+            let _span = cx.span(Operator::Attention.name(), backend, || self.work(plan, q, out.as_ref()));
             built.forward(cx, layer, plan, kv, q, out);
+        }
+    }
+}
+
+impl Attention {
+    /// Every cached key and value is read once; a query row meets the tokens up to its own, by two products each.
+    fn work(&self, plan: &AttentionPlan, q: ActRef<'_>, out: ActRef<'_>) -> Work {
+        let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
+        let kv_bytes = 2 * plan.cached * n_kv_heads * head_dim * self.kv_dtype.size();
+        Work {
+            rows: plan.rows(),
+            bytes: kv_bytes + act_bytes(q) + act_bytes(out),
+            flops: 2 * 2 * plan.visible * n_heads * head_dim,
+            unit: OpDType::from(self.kv_dtype).into(),
         }
     }
 }
@@ -111,6 +127,10 @@ pub struct AttentionPlan {
     cuts: Vec<usize>,
     tiles: Vec<QueryTile>,
     longest: usize,
+    /// Tokens of all sequences, the new ones included.
+    cached: usize,
+    /// Tokens that each new token sees, itself included, summed over the new tokens.
+    visible: usize,
 }
 
 /// Consecutive new tokens of one sequence.
@@ -128,7 +148,14 @@ pub(crate) struct QueryTile {
 
 impl Default for AttentionPlan {
     fn default() -> Self {
-        Self { tiled: pace_kernels::AttentionPlan::new(), cuts: vec![0], tiles: Vec::new(), longest: 0 }
+        Self {
+            tiled: pace_kernels::AttentionPlan::new(),
+            cuts: vec![0],
+            tiles: Vec::new(),
+            longest: 0,
+            cached: 0,
+            visible: 0,
+        }
     }
 }
 
@@ -150,7 +177,7 @@ impl AttentionPlan {
         }
         self.cuts.truncate(1);
         self.tiles.clear();
-        self.longest = 0;
+        (self.longest, self.cached, self.visible) = (0, 0, 0);
         let tile_tokens = native::tile_tokens(shape);
         let mut first_row = 0;
         for (seq, (past, new)) in seqs.enumerate() {
@@ -162,6 +189,8 @@ impl AttentionPlan {
             }
             if new > 0 {
                 self.longest = self.longest.max(past + new);
+                self.cached += past + new;
+                self.visible += new * past + new * (new + 1) / 2;
             }
         }
     }
@@ -253,5 +282,17 @@ mod tests {
         assert_eq!(plan.tile(4), QueryTile { seq: 2, position: 4, first_row: 7, tokens: 1 });
         plan.rebuild(&shape, 1, std::iter::empty());
         assert_eq!((plan.rows(), plan.longest()), (0, 0));
+    }
+
+    #[test]
+    fn a_plan_counts_what_is_read_and_what_is_seen() {
+        let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 8, scale: 1.0 };
+        let mut plan = AttentionPlan::default();
+        // One new token after 5, and 3 new ones after 2; the sequence without new tokens is not read.
+        plan.rebuild(&shape, 1, [(5, 1), (7, 0), (2, 3)].into_iter());
+        assert_eq!((plan.rows(), plan.longest(), plan.cached), (4, 6, 6 + 5));
+        assert_eq!(plan.visible, 6 + (3 + 4 + 5));
+        plan.rebuild(&shape, 1, std::iter::once((0, 1)));
+        assert_eq!((plan.cached, plan.visible), (1, 1));
     }
 }

@@ -206,6 +206,16 @@ impl OpDType {
     }
 }
 
+impl OpDType {
+    /// The type of the activations that go with it.
+    pub const fn activations(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 | Self::Int8 => DType::Bf16,
+        }
+    }
+}
+
 impl fmt::Display for OpDType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())

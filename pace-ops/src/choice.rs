@@ -16,12 +16,14 @@ impl Choice {
     /// # Panics
     /// NATIVE is mixed with another one: a row's bits would depend on the rows beside it.
     pub fn new(by_class: [Backend; 3]) -> Self {
+        Self::checked(by_class)
+            .unwrap_or_else(|| panic!("{by_class:?}: NATIVE is not bit-equal to the others"))
+    }
+
+    /// A backend for each class, unless NATIVE is mixed with another one.
+    pub fn checked(by_class: [Backend; 3]) -> Option<Self> {
         let native = by_class.iter().filter(|&&b| b == Backend::Native).count();
-        assert!(
-            native == 0 || native == by_class.len(),
-            "{by_class:?}: NATIVE is not bit-equal to the others"
-        );
-        Self(by_class)
+        (native == 0 || native == by_class.len()).then_some(Self(by_class))
     }
 
     /// The backend of a class.
@@ -75,6 +77,12 @@ impl<B: ?Sized> ByClass<B> {
     /// The reference for every class.
     pub(crate) fn native(reference: Box<B>) -> Self {
         Self { built: vec![(Backend::Native, reference)], at: [0; 3] }
+    }
+
+    /// Puts another implementation in the place of every backend.
+    #[cfg(test)]
+    pub(crate) fn replace(&mut self, mut with: impl FnMut() -> Box<B>) {
+        self.built.iter_mut().for_each(|(_, built)| *built = with());
     }
 
     /// The backend for so many rows.

@@ -332,7 +332,7 @@ mod tests {
         #[test]
         fn any_text_is_taken_or_refused(text in r#"(\{"[a-zA-Z_.]{0,20}": ?"[a-z]{0,9}"\}|.{0,40})"#) {
             if let Ok(config) = OperatorConfig::from_json(&text) {
-                prop_assert!(config.iter().all(|(op, backend)| op.resolve(backend).is_ok()));
+                prop_assert!(config.iter().all(|(op, backend)| op.require(backend).is_ok()));
             }
         }
     }

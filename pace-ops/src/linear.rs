@@ -35,6 +35,12 @@ impl Linear {
         Ok(Self { projection: Projection::new(build, Operator::Linear, weights, bias, choice.into())? })
     }
 
+    /// Makes every backend wrong.
+    #[cfg(test)]
+    pub(crate) fn break_backends(&mut self) {
+        self.projection.break_backends();
+    }
+
     /// Projects `a` `[rows, k]` into `out` `[rows, n]`.
     ///
     /// # Panics

@@ -14,7 +14,7 @@ use self::panels::PanelMlp;
 use crate::choice::ByClass;
 use crate::panels::{PanelGemm, require_panels};
 use crate::self_test::{Mismatch, Sample, SelfTest};
-use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator};
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator, Work};
 
 /// The weights of a feed-forward layer: `down(act(gate(x)) * up(x))`, or without a gate `down(act(up(x)))`.
 #[derive(Clone, Debug)]
@@ -48,6 +48,10 @@ impl MlpWeights {
     /// What tells this layer's measurements and tests from those of others.
     fn op_shape(&self) -> OpShape {
         OpShape::mlp(self.up.format().into(), self.hidden(), self.ffn(), self.gated())
+    }
+
+    fn bytes(&self) -> usize {
+        self.up.bytes() + self.down.bytes()
     }
 
     fn check(&self) {
@@ -110,7 +114,10 @@ impl Mlp {
             x.cols() == hidden && residual.cols() == hidden && x.rows() == residual.rows(),
             "mlp: shapes differ"
         );
-        let (_, built) = self.backends.of(x.rows());
+        let (backend, built) = self.backends.of(x.rows());
+        let _span = cx.span(Operator::Mlp.name(), backend, || {
+            Work::product(self.weights.op_shape(), self.weights.bytes(), x, residual.as_ref())
+        });
         built.forward(cx, x, residual);
     }
 }

@@ -4,7 +4,7 @@ use pace_kernels::{ActMut, ActRef, DType, MatMut, MatRef, RowNorm};
 
 use crate::cx::{load_row, store_row};
 use crate::self_test::{Mismatch, Sample, SelfTest};
-use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator};
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator, Work};
 
 /// RMSNorm or LayerNorm with a weight; statistics in f32, rounded once.
 ///
@@ -81,6 +81,7 @@ impl Norm {
     /// Shapes differ.
     pub fn forward(&self, cx: &OpCx<'_>, x: ActRef<'_>, out: ActMut<'_>) {
         self.check(x, out.as_ref());
+        let _span = cx.span(Operator::Norm.name(), self.backend, || Work::rows(x, out.as_ref()));
         self.normalise(cx, self.backend, x, out);
     }
 
@@ -92,6 +93,7 @@ impl Norm {
         self.check(x.as_ref(), out.as_ref());
         self.check(r, out.as_ref());
         assert_eq!(x.dtype(), r.dtype(), "norm: types differ");
+        let _span = cx.span(Operator::Norm.name(), self.backend, || Work::rows(r, out.as_ref()));
         let (norm, kernels, cols) = (self.row_norm(), cx.kernels, self.cols());
         let cuts = cx.row_cuts(x.rows());
         if self.backend != Backend::Native {

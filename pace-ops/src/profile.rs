@@ -5,6 +5,7 @@
 
 mod report;
 mod trace;
+mod work;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use pace_kernels::Unit;
 pub use self::report::{ProfileReport, ProfileRow};
 use self::trace::Event;
 pub use self::trace::{Trace, write_traces};
+pub(crate) use self::work::act_bytes;
 use crate::{Backend, MClass};
 
 /// Totals for each kind of call and the single calls since the last reset. Used by one thread, the engine's.

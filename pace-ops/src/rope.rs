@@ -1,6 +1,6 @@
 //! [`Rope`]: rotary position embedding, half-split as in HF's Llama.
 
-use pace_kernels::{DType, Kernels, MatRef, ScratchBuf};
+use pace_kernels::{ActMut, DType, Kernels, MatRef, ScratchBuf};
 
 use crate::self_test::{Mismatch, Random, Sample, SelfTest};
 use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator};
@@ -33,6 +33,16 @@ impl Rope {
         Ok(Self { rotary_dim, dtype: dtype.into(), backend: choice.of(MClass::One) })
     }
 
+    /// Rotates heads of f32, one a row, to be timed.
+    pub(crate) fn rotate_sample(&self, cx: &OpCx<'_>, heads: ActMut<'_>) {
+        let ActMut::F32(mut heads) = heads else { return };
+        let angles = RopeAngles { backend: self.backend, ..RopeAngles::sample(cx, self.rotary_dim) };
+        let (table, head_dim) = (angles.table(), heads.cols());
+        for i in 0..heads.rows() {
+            table.rotate_row(cx.kernels, i % angles.tokens(), head_dim, heads.row_mut(i));
+        }
+    }
+
     /// Space for the angles of `tokens` tokens.
     pub fn angles<'a>(&self, cx: &OpCx<'a>, tokens: usize) -> RopeAngles<'a> {
         let half = self.rotary_dim / 2;
@@ -49,18 +59,10 @@ impl SelfTest for Rope {
         if self.backend == Backend::Native {
             return Ok(());
         }
-        let angles = RopeAngles { backend: self.backend, ..RopeAngles::sample(cx, self.rotary_dim) };
         let sample = Sample::new(OpDType::F32);
         let run = |backend| {
             let mut rows = sample.rows(1, self.rotary_dim);
-            if let pace_kernels::ActMut::F32(mut row) = rows.rows_mut(1) {
-                AngleTable { backend, ..angles.table() }.rotate_row(
-                    cx.kernels,
-                    0,
-                    self.rotary_dim,
-                    row.row_mut(0),
-                );
-            }
+            Self { backend, ..*self }.rotate_sample(cx, rows.rows_mut(1));
             rows
         };
         sample.compare(self.backend, &run(self.backend), &run(Backend::Native), 1)

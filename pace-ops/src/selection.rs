@@ -154,3 +154,87 @@ impl Selection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use pace_kernels::{ActBuf, DType, Kernels, PackedWeights, Par, Scratch};
+
+    use super::*;
+    use crate::{Linear, OpDType, PlanEntry};
+
+    const SHAPE: OpShape = OpShape::matrix(Operator::Linear, OpDType::F32, 40, 24);
+
+    fn selection(config: OperatorConfig, plan: Option<Plan>) -> Selection {
+        Selection::new(BuildCx::new(Kernels::detect()), config, plan.map(Arc::new))
+    }
+
+    fn linear(selection: &mut Selection, shape: OpShape) -> Linear {
+        let (choice, spec) =
+            (selection.choose(shape).unwrap(), selection.pack_spec(shape, WeightFormat::F32).unwrap());
+        let fill = |_, out: &mut [f32]| {
+            out.iter_mut().enumerate().for_each(|(i, w)| *w = (i % 7) as f32 - 3.0);
+            Ok::<_, Infallible>(())
+        };
+        let weights = PackedWeights::pack(spec, 40, 24, &Par::seq(), fill).unwrap();
+        Linear::new(selection.build(), Arc::new(weights), None, choice).unwrap()
+    }
+
+    #[test]
+    fn a_wrong_backend_is_replaced_by_the_reference_and_named() {
+        let scratch = Scratch::new();
+        let cx = OpCx { kernels: Kernels::detect(), par: Par::seq(), scratch: &scratch, profile: None };
+        let run = |op: &Linear| {
+            let (x, mut out) =
+                (crate::self_test::Sample::new(OpDType::F32).rows(2, 24), ActBuf::new(DType::F32, 40));
+            op.forward(&cx, x.rows(2), out.rows_mut(2));
+            crate::self_test::numbers(out.rows(2))
+        };
+        let mut selection = selection(OperatorConfig::default(), None);
+        let right = linear(&mut selection, SHAPE);
+        let want = run(&right);
+        let right = selection.admit(&cx, right);
+        assert!(selection.demotions().is_empty() && selection.is_bit_equal());
+        assert_eq!(run(&right), want, "a right one stays");
+
+        // A second shape, so that it is tested.
+        let other = OpShape::matrix(Operator::Linear, OpDType::Bf16, 40, 24);
+        let mut wrong = linear(&mut selection, SHAPE);
+        wrong.break_backends();
+        selection.tested.clear();
+        let mended = selection.admit(&cx, wrong);
+        let [demotion] = selection.demotions() else { panic!("{:?}", selection.demotions()) };
+        assert_eq!(demotion.shape, SHAPE);
+        assert!(demotion.reason.contains("`tpp`"), "{}", demotion.reason);
+        assert!(!selection.is_bit_equal());
+        let off = run(&mended).iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-4 && want.iter().any(|w| w.abs() > 1.0), "{off}: what it computes now");
+        assert_eq!(selection.choose(other).unwrap(), Backend::Native.into(), "those of its kind follow");
+        assert!(selection.chosen().iter().all(|c| c.by == ChosenBy::SelfTest), "{:?}", selection.chosen());
+    }
+
+    #[test]
+    fn the_configuration_goes_before_the_plan_and_that_before_the_rules() {
+        let shape = OpShape::matrix(Operator::LmHead, OpDType::F32, 40, 24);
+        let by = |config, plan| {
+            let mut selection = selection(config, plan);
+            selection.choose(shape).unwrap();
+            let chosen = selection.chosen()[0].clone();
+            (chosen.choice.to_string(), chosen.by)
+        };
+        let entry = |class| PlanEntry {
+            shape,
+            class,
+            limit_seconds: 1.0,
+            candidates: Vec::new(),
+            choice: Backend::Native,
+            why: String::new(),
+        };
+        let plan = Plan { entries: crate::MClass::ALL.map(entry).to_vec() };
+        let config = OperatorConfig { lm_head: Backend::Tpp, ..OperatorConfig::default() };
+        assert_eq!(by(config, Some(plan.clone())), ("tpp".to_owned(), ChosenBy::Config));
+        assert_eq!(by(OperatorConfig::default(), Some(plan)), ("native".to_owned(), ChosenBy::Plan));
+        assert_eq!(by(OperatorConfig::default(), None), ("tpp".to_owned(), ChosenBy::Rule));
+    }
+}

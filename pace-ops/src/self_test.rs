@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use pace_kernels::{ActBuf, ActMut, ActRef, DType, bf16};
+use pace_kernels::{ActBuf, ActMut, ActRef, bf16};
 
 use crate::{Backend, OpCx, OpDType, OpShape};
 
@@ -57,8 +57,7 @@ impl Sample {
 
     /// Random rows in the type of the activations that go with these weights, the same at every call.
     pub(crate) fn rows(&self, rows: usize, cols: usize) -> ActBuf {
-        let dtype = if self.dtype == OpDType::F32 { DType::F32 } else { DType::Bf16 };
-        let mut buf = ActBuf::new(dtype, cols);
+        let mut buf = ActBuf::new(self.dtype.activations(), cols);
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         match buf.rows_mut(rows) {
             ActMut::F32(mut m) => (0..rows).for_each(|i| m.row_mut(i).fill_with(|| random.next())),
@@ -101,7 +100,7 @@ impl Sample {
     }
 }
 
-fn numbers(rows: ActRef<'_>) -> Vec<f32> {
+pub(crate) fn numbers(rows: ActRef<'_>) -> Vec<f32> {
     match rows {
         ActRef::F32(m) => (0..m.rows()).flat_map(|i| m.row(i).to_vec()).collect(),
         ActRef::Bf16(m) => (0..m.rows()).flat_map(|i| m.row(i).iter().map(|x| x.to_f32())).collect(),

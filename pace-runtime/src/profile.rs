@@ -61,7 +61,7 @@ fn memory_bytes() -> usize {
 }
 
 fn out_of_memory(need: u64) -> RuntimeError {
-    let (available, source_of_limit) =
-        MemoryLimit::detect().map_or((0, "the system".to_owned()), |limit| (limit.available, limit.source));
+    let (available, source_of_limit) = MemoryLimit::detect()
+        .map_or_else(|| (0, "the system".to_owned()), |limit| (limit.available, limit.source));
     RuntimeError::OutOfMemory { need, terms: "to measure memory".to_owned(), available, source_of_limit }
 }

@@ -29,9 +29,18 @@ fn bench_has_a_profile_of_each_test() {
             assert_eq!(row["m_class"], m_class, "{row}");
             // Two counted runs, and not the first one, of a prompt at once or of three tokens.
             let forwards = if m_class == "1" { 2 * 3 } else { 2 };
-            let layers = row["calls"].as_u64().unwrap() as usize / forwards;
-            assert!(layers > 0 && row["calls"] == layers * forwards, "{row}");
+            let a_layer = if row["operator"] == "norm" { 2 } else { 1 };
+            let layers = row["calls"].as_u64().unwrap() as usize / (forwards * a_layer);
+            assert!(layers > 0 && row["calls"] == layers * forwards * a_layer, "{row}");
             assert!(number(row, "fraction") >= 0.0 && number(row, "share") > 0.0, "{row}");
+        }
+        for (layer, operators) in [
+            ("embedding", ["embedding", "rope_angles"].as_slice()),
+            ("decoder", &["norm", "qkv_projection", "kv_append", "attention", "out_projection", "mlp"]),
+            ("output", &["norm", "lm_head"]),
+        ] {
+            let has = |name: &str| rows.iter().any(|r| r["layer"] == layer && r["operator"] == name);
+            assert!(operators.iter().all(|name| has(name)), "{layer}: {profile}");
         }
         let operators: f64 = rows.iter().map(|row| number(row, "seconds")).sum();
         let (all, other) = (number(profile, "seconds"), number(profile, "other_seconds"));

@@ -10,7 +10,7 @@ use crate::choice::ByClass;
 use crate::panels::{PanelGemm, require_panels};
 use crate::rope::AngleTable;
 use crate::self_test::{Mismatch, Sample};
-use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator};
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator, Work};
 
 /// How a projection's f32 result becomes its output, after the bias was added.
 #[derive(Clone, Copy)]
@@ -93,7 +93,10 @@ impl Projection {
     pub(crate) fn forward(&self, cx: &OpCx<'_>, a: ActRef<'_>, out: ActMut<'_>, finish: Finish<'_>) {
         let (rows, n, k) = (a.rows(), self.weights.n(), self.weights.k());
         assert!(a.cols() == k && out.cols() == n && out.rows() == rows, "projection: shapes differ");
-        let (_, built) = self.backends.of(rows);
+        let (backend, built) = self.backends.of(rows);
+        let _span = cx.span(self.shape.op.name(), backend, || {
+            Work::product(self.shape, self.weights.bytes(), a, out.as_ref())
+        });
         built.forward(cx, a, self.bias.as_deref(), out, finish);
     }
 
@@ -114,6 +117,12 @@ impl Projection {
         Ok(())
     }
 
+    /// Puts a wrong implementation in the place of every backend.
+    #[cfg(test)]
+    pub(crate) fn break_backends(&mut self) {
+        self.backends.replace(|| Box::new(Broken));
+    }
+
     /// Leaves the projection to the reference path.
     pub(crate) fn set_native(&mut self) {
         self.backends = ByClass::native(Box::new(NativeMatrix::new(Arc::clone(&self.weights))));
@@ -129,5 +138,17 @@ fn matrix(build: &BuildCx, weights: &Arc<PackedWeights>, backend: Backend) -> Bo
         Backend::Auto | Backend::Imbps | Backend::Flash => {
             unreachable!("`resolve` leaves what a projection has")
         }
+    }
+}
+
+/// A backend that gives the same numbers whatever it is asked for.
+#[cfg(test)]
+struct Broken;
+
+#[cfg(test)]
+impl LinearBackend for Broken {
+    fn forward(&self, cx: &OpCx<'_>, _: ActRef<'_>, _: Option<&[f32]>, mut out: ActMut<'_>, _: Finish<'_>) {
+        let ones = vec![1.0; out.cols()];
+        (0..out.rows()).for_each(|i| crate::cx::store_row(cx.kernels, &ones, &mut out, i));
     }
 }
