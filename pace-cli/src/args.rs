@@ -2,6 +2,7 @@
 
 mod engine;
 mod models;
+mod operators;
 mod sampling;
 mod tokens;
 
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::engine::{EngineArgs, WeightChoice};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
+pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
@@ -31,6 +33,8 @@ pub(crate) enum Command {
     Detokenize(DetokenizeArgs),
     Info(InfoArgs),
     Bench(BenchArgs),
+    Ops(OpsArgs),
+    Jit(JitArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

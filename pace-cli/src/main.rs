@@ -44,6 +44,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Detokenize(args) => commands::detokenize::run(&env, args),
         Command::Info(args) => commands::info::run(&env, &args),
         Command::Bench(args) => commands::bench::run(&env, args),
+        Command::Ops(args) => commands::ops::run(&args),
+        Command::Jit(args) => commands::jit::run(&env, &args),
         Command::Pull(args) => commands::pull::run(&env, &args),
         Command::List(args) => commands::list::run(&env, &args),
         Command::Show(args) => commands::show::run(&env, &args),

@@ -78,6 +78,21 @@ pub(crate) fn count(n: usize) -> String {
     }
 }
 
+/// Rows with their columns one below the other.
+pub(crate) fn table(rows: Vec<Vec<String>>) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
+        out.push_str(cells.collect::<String>().trim_end());
+        out.push('\n');
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +106,12 @@ mod tests {
         assert_eq!(bytes(2_471_000_000), "2.47 GB");
         assert_eq!(count(134_515_008), "134.5 M");
         assert_eq!(count(42), "42");
+    }
+
+    #[test]
+    fn columns_are_one_below_the_other() {
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
+        assert_eq!(table(vec![row(["a", "b"]), row(["long", "c"])]), "a     b\nlong  c\n");
+        assert_eq!(table(Vec::new()), "");
     }
 }

@@ -39,7 +39,16 @@ impl Session {
         profile: bool,
         check: impl FnOnce(&ModelFiles) -> Result<T>,
     ) -> Result<(Self, T)> {
-        let config = EngineConfig { profile, ..args.config(env)? };
+        Self::start_configured(env, args, EngineConfig { profile, ..args.config(env)? }, check)
+    }
+
+    /// As [`start`](Self::start), with a configuration that was made of `args`.
+    pub(crate) fn start_configured<T>(
+        env: &Env,
+        args: &EngineArgs,
+        config: EngineConfig,
+        check: impl FnOnce(&ModelFiles) -> Result<T>,
+    ) -> Result<(Self, T)> {
         let files = Arc::new(open(env, args.model.as_deref())?);
         let checked = check(&files)?;
         let engine = EngineHandle::start(&files, config, load_progress())?;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pace_kernels::{DType, Isa, IsaError, Kernels, Pool, Scratch, WeightFormat};
+use pace_kernels::{DType, Isa, IsaError, Jit, Kernels, Pool, Scratch, WeightFormat};
 use pace_models::{DecoderSpec, LoadOptions, Model};
 use pace_ops::{OpCx, Profile};
 
@@ -115,6 +115,7 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
     stopping: Arc<AtomicBool>,
     info: EngineInfo,
+    jit: Option<Arc<Jit>>,
     tokenizer: Option<Arc<Tokenizer>>,
 }
 
@@ -139,12 +140,13 @@ impl EngineHandle {
             .spawn(move || run(&files_of_thread, &config, &progress, &ready_tx, &messages_rx, &stop))
             .map_err(|e| RuntimeError::Internal(format!("cannot start a thread: {e}")))?;
         match ready_rx.recv() {
-            Ok(Ok(info)) => Ok(Self {
+            Ok(Ok((info, jit))) => Ok(Self {
                 inner: Arc::new(Inner {
                     messages: Mutex::new(Some(messages_tx)),
                     thread: Mutex::new(Some(thread)),
                     stopping,
                     info,
+                    jit,
                     tokenizer: files.tokenizer().cloned(),
                 }),
             }),
@@ -156,6 +158,11 @@ impl EngineHandle {
     /// What the engine turned out to be.
     pub fn info(&self) -> &EngineInfo {
         &self.inner.info
+    }
+
+    /// The kernels that were generated for the model; none where the CPU or the system does not let any be.
+    pub fn jit(&self) -> Option<&Arc<Jit>> {
+        self.inner.jit.as_ref()
     }
 
     /// Queues a completion. `max_new_tokens` is cut to what the model's context leaves.
@@ -240,7 +247,7 @@ fn run(
     files: &ModelFiles,
     config: &EngineConfig,
     progress: &LoadProgress,
-    ready: &Sender<Result<EngineInfo, RuntimeError>>,
+    ready: &Sender<Result<Ready, RuntimeError>>,
     messages: &Receiver<Message>,
     stopping: &AtomicBool,
 ) {
@@ -256,7 +263,8 @@ fn run(
     let profile = config.profile.then(Profile::new);
     let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: profile.as_ref() };
     let mut scheduler = Scheduler::new(model.as_ref(), config.kv_cache, config.load.kv);
-    if ready.send(Ok(info)).is_err() {
+    let jit = model.selection().build().jit().ok().cloned();
+    if ready.send(Ok((info, jit))).is_err() {
         return;
     }
     while !stopping.load(Ordering::Relaxed) {
@@ -283,6 +291,9 @@ fn take(message: Message, scheduler: &mut Scheduler, cx: &OpCx<'_>) {
         Message::Call(f) => f(cx),
     }
 }
+
+/// What the engine's thread tells of itself once the model is loaded.
+type Ready = (EngineInfo, Option<Arc<Jit>>);
 
 type Loaded = (Box<dyn Model>, Pool, Kernels, EngineInfo);
 

@@ -1,6 +1,6 @@
 //! [`RuntimeError`]: what can go wrong between a request and its answer.
 
-use pace_kernels::{IsaError, PoolError};
+use pace_kernels::{IsaError, JitError, PoolError};
 use pace_models::ModelError;
 use pace_ops::KvError;
 
@@ -38,6 +38,9 @@ pub enum RuntimeError {
     /// The CPU cannot run the tier asked for.
     #[error(transparent)]
     Isa(#[from] IsaError),
+    /// There is no generated code.
+    #[error(transparent)]
+    Jit(#[from] JitError),
     /// The thread pool cannot be built.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -151,8 +154,10 @@ impl RuntimeError {
             | Self::Chat(_)
             | Self::Sample(_) => ErrorKind::Model,
             Self::Isa(IsaError::Unknown(_)) => ErrorKind::Usage,
-            Self::Isa(_) => ErrorKind::Cpu,
-            Self::Stopped | Self::Internal(_) => ErrorKind::Internal,
+            Self::Jit(JitError::Unknown(_)) => ErrorKind::Usage,
+            Self::Jit(JitError::Memory(_)) => ErrorKind::Resources,
+            Self::Isa(_) | Self::Jit(JitError::Isa { .. }) => ErrorKind::Cpu,
+            Self::Stopped | Self::Internal(_) | Self::Jit(_) => ErrorKind::Internal,
         }
     }
 }

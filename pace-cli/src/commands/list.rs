@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Format, ListArgs};
 use crate::hub::{Entry, Installed, Models, entries, installed};
-use crate::output::{self, bytes};
+use crate::output::{self, bytes, table};
 
 pub(crate) fn run(env: &Env, args: &ListArgs) -> Result<()> {
     if args.available {
@@ -60,31 +60,4 @@ fn to_row(found: &Installed) -> Vec<String> {
     let size = bytes(usize::try_from(found.model.bytes()).unwrap_or(usize::MAX));
     let path = found.model.path.to_string_lossy().into_owned();
     vec![found.name.clone(), size, found.model.kind.name().to_owned(), path]
-}
-
-/// Rows with their columns one below the other.
-fn table(rows: Vec<Vec<String>>) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width =
-        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-    let mut out = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
-        out.push_str(cells.collect::<String>().trim_end());
-        out.push('\n');
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_are_one_below_the_other() {
-        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
-        assert_eq!(table(vec![row(["a", "b"]), row(["long", "c"])]), "a     b\nlong  c\n");
-        assert_eq!(table(Vec::new()), "");
-    }
 }

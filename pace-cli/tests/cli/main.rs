@@ -9,6 +9,7 @@ mod common;
 mod generate;
 mod length;
 mod models;
+mod operators;
 mod profile;
 mod reports;
 mod sampling;

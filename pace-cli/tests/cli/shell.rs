@@ -2,8 +2,8 @@
 
 use super::common::{Call, arg, fixture, pace};
 
-const COMMANDS: [&str; 8] =
-    ["generate", "chat", "score", "tokenize", "detokenize", "info", "bench", "completions"];
+const COMMANDS: [&str; 10] =
+    ["generate", "chat", "score", "tokenize", "detokenize", "info", "bench", "ops", "jit", "completions"];
 
 #[test]
 fn every_command_has_help_with_an_example() {
@@ -66,6 +66,7 @@ fn a_reader_that_leaves_is_no_error() {
         &["generate", "-m", "random:tiny", "--prompt-tokens", "1", "-n", "4", "--format", "json"],
         &["chat", "-m", arg(&dir), "Hello"],
         &["info", "random:tiny"],
+        &["ops"],
         &["score", "-m", "random:tiny", "--tokens", "1,2"],
         &["bench", "-m", "random:tiny", "-p", "8", "-n", "2", "-r", "1"],
         &["completions", "bash"],
