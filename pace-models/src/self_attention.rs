@@ -1,8 +1,8 @@
 //! Self-attention of one layer: projection with RoPE, append to the cache, attention, output projection.
 
-use pace_kernels::{ActRef, Element, KV_BLOCK, MatRef, Unit};
+use pace_kernels::{ActRef, Unit};
 use pace_ops::{
-    Attention, AttentionShape, Backend, KvBatch, KvCache, OpCx, OpShape, Operator, OutProjection,
+    Attention, AttentionShape, Backend, KvBatch, KvCache, KvRows, OpCx, OpShape, Operator, OutProjection,
     QkvProjection, RopeAngles, Work,
 };
 
@@ -103,30 +103,12 @@ fn append(cx: &OpCx<'_>, layer: usize, shape: &AttentionShape, kv: ActRef<'_>, b
         flops: 0,
         unit: Unit::F32,
     });
-    let mut first_row = 0;
+    let (mut first_row, k_cols) = (0, shape.n_kv_heads * shape.head_dim);
     for seq in batch {
-        let rows = first_row..first_row + seq.input.len();
-        first_row = rows.end;
-        match kv.rows_range(rows) {
-            ActRef::F32(m) => append_rows(layer, shape, m, seq.kv.as_mut()),
-            ActRef::Bf16(m) => append_rows(layer, shape, m, seq.kv.as_mut()),
-        }
-    }
-}
-
-fn append_rows<E: Element>(
-    layer: usize,
-    shape: &AttentionShape,
-    rows: MatRef<'_, E>,
-    cache: &mut dyn KvCache,
-) {
-    let (past, layout, d) = (cache.len(), cache.layout(), shape.head_dim);
-    for head in 0..shape.n_kv_heads {
-        let (k, v) = (head * d, (shape.n_kv_heads + head) * d);
-        for i in 0..rows.rows() {
-            let (row, position) = (rows.row(i), past + i);
-            let block = cache.block_mut(layer, head, position / KV_BLOCK);
-            layout.append(block, position % KV_BLOCK, &row[k..k + d], &row[v..v + d]);
-        }
+        let rows = kv.rows_range(first_row..first_row + seq.input.len());
+        first_row += seq.input.len();
+        let (k, v) = (rows.cols_range(0..k_cols), rows.cols_range(k_cols..2 * k_cols));
+        let first = seq.kv.len();
+        seq.kv.append(cx.par, layer, KvRows { first, k, v });
     }
 }

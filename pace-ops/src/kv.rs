@@ -1,6 +1,8 @@
 //! [`KvCache`]: what attention needs to know of a key/value cache.
 
-use pace_kernels::{KvLayout, KvMut, KvRun};
+use std::ops::Range;
+
+use pace_kernels::{ActRef, KV_BLOCK, KvLayout, KvMut, KvRun, Par};
 
 /// The keys and values of one sequence, in 64-token blocks per layer and KV head.
 ///
@@ -28,6 +30,21 @@ pub trait KvCache: Send + Sync {
     /// reserved.
     fn block_mut(&mut self, layer: usize, head: usize, block: usize) -> KvMut<'_>;
 
+    /// Stores new keys and values of every KV head of `layer`. Their positions must have been reserved.
+    ///
+    /// Caches whose blocks can be written side by side do it on the threads of `par`.
+    ///
+    /// # Panics
+    /// Keys and values are not of one type and shape, or not of this cache's heads.
+    fn append(&mut self, _par: Par<'_>, layer: usize, rows: KvRows<'_>) {
+        let layout = self.layout();
+        for block in rows.blocks() {
+            for head in 0..rows.k.cols() / layout.head_dim() {
+                rows.store(&layout, head, block, self.block_mut(layer, head, block));
+            }
+        }
+    }
+
     /// Declares that every layer holds `len` tokens: more after an append, fewer to drop the newest. O(1).
     fn set_len(&mut self, len: usize);
 
@@ -43,6 +60,45 @@ pub trait KvCache: Send + Sync {
 pub trait KvBatch: Sync {
     /// The cache of the batch's sequence `seq`.
     fn cache(&self, seq: usize) -> &dyn KvCache;
+}
+
+/// Keys and values of tokens that follow each other, `[tokens, n_kv_heads * head_dim]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct KvRows<'a> {
+    /// The first token's position.
+    pub first: usize,
+    /// The keys.
+    pub k: ActRef<'a>,
+    /// The values.
+    pub v: ActRef<'a>,
+}
+
+impl KvRows<'_> {
+    /// The blocks that the tokens lie in.
+    pub fn blocks(&self) -> Range<usize> {
+        self.first / KV_BLOCK..(self.first + self.k.rows()).div_ceil(KV_BLOCK)
+    }
+
+    /// Stores what belongs into block `index` of KV head `head`.
+    ///
+    /// # Panics
+    /// `block` is not of this layout, or keys and values are not of one type and shape, or lack the head.
+    pub fn store(&self, layout: &KvLayout, head: usize, index: usize, block: KvMut<'_>) {
+        let end = self.first + self.k.rows();
+        let tokens = self.first.max(index * KV_BLOCK)..end.min((index + 1) * KV_BLOCK);
+        if tokens.is_empty() {
+            return;
+        }
+        let (slot, d) = (tokens.start % KV_BLOCK, layout.head_dim());
+        let rows = tokens.start - self.first..tokens.end - self.first;
+        let own =
+            [self.k, self.v].map(|all| all.rows_range(rows.clone()).cols_range(head * d..(head + 1) * d));
+        match own.into() {
+            (ActRef::F32(k), ActRef::F32(v)) => layout.append_rows(block, slot, k, v),
+            (ActRef::Bf16(k), ActRef::Bf16(v)) => layout.append_rows(block, slot, k, v),
+            (k, v) => panic!("keys are {}, values {}", k.dtype(), v.dtype()),
+        }
+    }
 }
 
 /// What a sequence's cache costs.

@@ -32,7 +32,7 @@ pub use config::OperatorConfig;
 pub use cx::{OpCx, ScratchAct};
 pub use embedding::Embedding;
 pub use error::{ConfigError, OpError};
-pub use kv::{KvBatch, KvCache, KvError, KvUsage};
+pub use kv::{KvBatch, KvCache, KvError, KvRows, KvUsage};
 pub use limits::Limits;
 pub use linear::{Linear, OutProjection, QkvProjection};
 pub use lm_head::LmHead;

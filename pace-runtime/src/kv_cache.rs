@@ -53,7 +53,8 @@ impl KvCacheKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pace_kernels::{DType, KV_BLOCK, Kernels};
+    use pace_kernels::{ActRef, DType, KV_BLOCK, Kernels, MatRef, Par, Pool};
+    use pace_ops::KvRows;
     use proptest::prelude::*;
 
     /// What a cache must do, step by step, against a plain vector of rows.
@@ -74,17 +75,16 @@ mod tests {
         (mixed % 251) as f32 - 125.0
     }
 
-    fn append(cache: &mut dyn KvCache, shape: &KvShape, tokens: std::ops::Range<usize>) {
-        let d = shape.layout.head_dim();
+    fn append(cache: &mut dyn KvCache, par: Par<'_>, shape: &KvShape, tokens: std::ops::Range<usize>) {
+        let (d, heads) = (shape.layout.head_dim(), shape.n_kv_heads);
         for layer in 0..shape.n_layers {
-            for head in 0..shape.n_kv_heads {
-                for t in tokens.clone() {
-                    let k: Vec<f32> = (0..d).map(|i| value(t, layer, head, i, false)).collect();
-                    let v: Vec<f32> = (0..d).map(|i| value(t, layer, head, i, true)).collect();
-                    let block = cache.block_mut(layer, head, t / KV_BLOCK);
-                    shape.layout.append(block, t % KV_BLOCK, &k, &v);
-                }
-            }
+            let rows = |is_v| -> Vec<f32> {
+                let row = |t| (0..heads * d).map(move |i| value(t, layer, i / d, i % d, is_v));
+                tokens.clone().flat_map(row).collect()
+            };
+            let (k, v) = (rows(false), rows(true));
+            let [k, v] = [&k, &v].map(|rows| ActRef::F32(MatRef::new(rows, tokens.len(), heads * d)));
+            cache.append(par, layer, KvRows { first: tokens.start, k, v });
         }
         cache.set_len(tokens.end);
     }
@@ -120,6 +120,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn every_kind_is_a_vector_of_rows(steps in steps(), bf16: bool, d in 1usize..20) {
+            let pool = Pool::unpinned(2).unwrap();
             for kind in KvCacheKind::ALL {
                 let dtype = if bf16 { DType::Bf16 } else { DType::F32 };
                 let layout = KvLayout::new(dtype, d);
@@ -134,7 +135,7 @@ mod tests {
                         }
                         Step::Append(n) => {
                             cache.reserve(len + n).unwrap();
-                            append(cache.as_mut(), &shape, len..len + n);
+                            append(cache.as_mut(), pool.par(), &shape, len..len + n);
                         }
                         Step::Truncate(to) => cache.set_len(to.min(len)),
                     }

@@ -6,7 +6,7 @@ use pace_kernels::DType;
 use pace_models::Architecture;
 use pace_runtime::Request;
 
-use common::{Case, config, fixtures, generate, model, score, start};
+use common::{Case, assert_close, config, fixtures, generate, model, score, start};
 
 /// |difference| of every log-probability that a case has, given and next.
 fn differences(case: &Case, engine: &pace_runtime::EngineHandle) -> Vec<f64> {
@@ -24,8 +24,7 @@ fn f32_gives_the_log_probabilities_and_the_greedy_ids_of_transformers() {
     for (dir, expected) in fixtures() {
         let engine = start(&model(&dir, &expected), config(DType::F32, 2)).unwrap();
         for case in &expected.cases {
-            let worst = differences(case, &engine).into_iter().fold(0.0, f64::max);
-            assert!(worst < 1e-3, "{}: a log-probability is off by {worst}", expected.name);
+            assert_close(&expected.name, DType::F32, &differences(case, &engine));
             let request = Request {
                 prompt: case.prompt.clone(),
                 max_new_tokens: case.greedy.len(),
@@ -43,8 +42,8 @@ fn bf16_stays_close_to_transformers() {
     for (dir, expected) in fixtures() {
         let engine = start(&model(&dir, &expected), config(DType::Bf16, 2)).unwrap();
         let all: Vec<f64> = expected.cases.iter().flat_map(|case| differences(case, &engine)).collect();
+        assert_close(&expected.name, DType::Bf16, &all);
         let mean = all.iter().sum::<f64>() / all.len() as f64;
-        assert!(mean < 0.03, "{}: log-probabilities are off by {mean} on average", expected.name);
         assert!(mean > 1e-6, "{}: bf16 was not used", expected.name);
     }
 }

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::{DType, Element, Kernels};
+use crate::{DType, Element, Kernels, MatRef};
 
 /// Tokens in a block.
 pub const KV_BLOCK: usize = 64;
@@ -101,27 +101,52 @@ impl KvLayout {
         self.block_len() * self.dtype.size()
     }
 
-    /// Stores the key and the value of one token in a block, rounded to the layout's type.
-    ///
-    /// An even `slot` also zeroes the value of slot + 1, its partner in a pair, so that a kernel that
-    /// works on pairs can read it. Tokens are therefore appended in ascending order.
+    /// Stores the key and the value of one token in a block: [`append_rows`](Self::append_rows) of one row.
     ///
     /// # Panics
     /// If `block` is not one block of this layout, `slot >= 64`, or `k` or `v` does not have
     /// head_dim elements.
     pub fn append<E: Element>(&self, block: KvMut<'_>, slot: usize, k: &[E], v: &[E]) {
-        self.check(block.as_ref(), slot + 1);
-        assert!(slot < KV_BLOCK, "slot {slot} of {KV_BLOCK}");
+        self.append_rows(block, slot, MatRef::new(k, 1, k.len()), MatRef::new(v, 1, v.len()));
+    }
+
+    /// Stores the keys and the values of the tokens that follow each other from `first_slot` on in a block, both
+    /// `[tokens, head_dim]`, rounded to the layout's type.
+    ///
+    /// If the last one has an even slot, the value of its partner in a pair, the slot behind it, is zeroed, so that a
+    /// kernel that works on pairs can read it. Tokens are therefore appended in ascending order.
+    ///
+    /// # Panics
+    /// If `block` is not one block of this layout, it ends before the last token, or `k` and `v` are not of one
+    /// shape with head_dim columns.
+    pub fn append_rows<E: Element>(
+        &self,
+        block: KvMut<'_>,
+        first_slot: usize,
+        k: MatRef<'_, E>,
+        v: MatRef<'_, E>,
+    ) {
+        self.check(block.as_ref(), first_slot.saturating_add(k.rows()));
         assert!(
-            k.len() == self.head_dim && v.len() == self.head_dim,
-            "a key of {} and a value of {} for a head of {}",
-            k.len(),
-            v.len(),
+            k.rows() == v.rows() && k.cols() == self.head_dim && v.cols() == self.head_dim,
+            "keys [{}, {}] and values [{}, {}] for a head of {}",
+            k.rows(),
+            k.cols(),
+            v.rows(),
+            v.cols(),
             self.head_dim
         );
         match block {
-            KvMut::F32(block) => self.append_f32(block, slot, k, v),
-            KvMut::Bf16(block) => self.append_bf16(block, slot, k, v),
+            KvMut::F32(block) => {
+                let (keys, values) = block.split_at_mut(self.k_len());
+                append_keys::<1, f32, E>(keys, first_slot, k);
+                self.v_groups().for_each(|group| append_values_f32(values, &group, first_slot, v));
+            }
+            KvMut::Bf16(block) => {
+                let (keys, values) = block.split_at_mut(self.k_len());
+                append_keys::<2, bf16, E>(keys, first_slot, k);
+                self.v_groups().for_each(|group| append_values_bf16(values, &group, first_slot, v));
+            }
         }
     }
 
@@ -163,43 +188,6 @@ impl KvLayout {
         match block {
             KvRef::F32(block) => self.unpack_v_f32(block, tokens, out),
             KvRef::Bf16(block) => self.unpack_v_bf16(kernels, block, tokens, out),
-        }
-    }
-
-    fn append_f32<E: Element>(&self, block: &mut [f32], slot: usize, k: &[E], v: &[E]) {
-        let (keys, values) = block.split_at_mut(self.k_len());
-        for (row, &k) in keys.chunks_exact_mut(KV_BLOCK).zip(k) {
-            row[slot] = k.to_f32();
-        }
-        for group in self.v_groups() {
-            let rows = &mut values[group.start + slot * group.width..];
-            let (row, rest) = rows.split_at_mut(group.width);
-            row.fill(0.0);
-            for (dst, &v) in row.iter_mut().zip(&v[group.dims]) {
-                *dst = v.to_f32();
-            }
-            if slot.is_multiple_of(2) {
-                rest[..group.width].fill(0.0);
-            }
-        }
-    }
-
-    fn append_bf16<E: Element>(&self, block: &mut [bf16], slot: usize, k: &[E], v: &[E]) {
-        let round = |x: E| bf16::from_f32(x.to_f32());
-        let (keys, values) = block.split_at_mut(self.k_len());
-        for (row, pair) in keys.chunks_exact_mut(2 * KV_BLOCK).zip(k.chunks(2)) {
-            row[2 * slot] = round(pair[0]);
-            row[2 * slot + 1] = pair.get(1).map_or(bf16::ZERO, |&k| round(k));
-        }
-        for group in self.v_groups() {
-            let start = group.start + slot / 2 * 2 * group.width;
-            let pairs = &mut values[start..start + 2 * group.width];
-            if slot.is_multiple_of(2) {
-                pairs.fill(bf16::ZERO);
-            }
-            for (pair, &v) in pairs.chunks_exact_mut(2).zip(&v[group.dims]) {
-                pair[slot % 2] = round(v);
-            }
         }
     }
 
@@ -257,6 +245,80 @@ struct VGroup {
     start: usize,
     /// Lanes, the dimensions rounded up.
     width: usize,
+}
+
+/// Tokens, and words of each of them, that keys are transposed in. Rows of a projection are often a multiple of 2 KiB
+/// apart, so that more of them would evict each other from the first-level cache before a line is used up.
+const TILE: usize = 16;
+
+/// Stores keys in the slots from `first` on: word w of a token, `P` dimensions, goes to row w of `[words][64]`.
+fn append_keys<const P: usize, T: Element, E: Element>(keys: &mut [T], first: usize, k: MatRef<'_, E>) {
+    let mut tile = [[[T::zeroed(); P]; TILE]; TILE];
+    for start in (0..k.rows()).step_by(TILE) {
+        let tokens = TILE.min(k.rows() - start);
+        for (i, rows) in keys.as_chunks_mut::<P>().0.chunks_mut(TILE * KV_BLOCK).enumerate() {
+            let dims = i * TILE * P..k.cols().min((i + 1) * TILE * P);
+            for (t, words) in tile[..tokens].iter_mut().enumerate() {
+                let (row, padding) = words.as_flattened_mut().split_at_mut(dims.len());
+                round(&k.row(start + t)[dims.clone()], row);
+                padding.fill(T::zeroed());
+            }
+            for (w, row) in rows.chunks_exact_mut(KV_BLOCK).enumerate() {
+                for (slot, words) in row[first + start..][..tokens].iter_mut().zip(&tile) {
+                    *slot = words[w];
+                }
+            }
+        }
+    }
+}
+
+/// Stores one group of the values in the slots from `first` on.
+fn append_values_f32<E: Element>(values: &mut [f32], group: &VGroup, first: usize, v: MatRef<'_, E>) {
+    let mut rows = values[group.start + first * group.width..].chunks_exact_mut(group.width);
+    for (t, row) in rows.by_ref().take(v.rows()).enumerate() {
+        let (row, padding) = row.split_at_mut(group.dims.len());
+        round(&v.row(t)[group.dims.clone()], row);
+        padding.fill(0.0);
+    }
+    if !(first + v.rows()).is_multiple_of(2)
+        && let Some(partner) = rows.next()
+    {
+        partner.fill(0.0);
+    }
+}
+
+/// Stores one group of the values in the slots from `first` on, pair by pair.
+fn append_values_bf16<E: Element>(values: &mut [bf16], group: &VGroup, first: usize, v: MatRef<'_, E>) {
+    let dims = group.dims.len();
+    let (mut even, mut odd) = ([bf16::ZERO; V_GROUP], [bf16::ZERO; V_GROUP]);
+    let pairs = values[group.start..].chunks_exact_mut(2 * group.width);
+    let last = first + v.rows();
+    for (i, pair) in pairs.enumerate().take(last.div_ceil(2)).skip(first / 2) {
+        let pair = pair.as_chunks_mut::<2>().0;
+        if 2 * i + 1 < last {
+            round(&v.row(2 * i + 1 - first)[group.dims.clone()], &mut odd[..dims]);
+        } else {
+            odd.fill(bf16::ZERO);
+        }
+        if 2 * i < first {
+            pair.iter_mut().zip(&odd[..dims]).for_each(|(pair, &odd)| pair[1] = odd);
+            continue;
+        }
+        round(&v.row(2 * i - first)[group.dims.clone()], &mut even[..dims]);
+        for ((pair, &even), &odd) in pair.iter_mut().zip(&even).zip(&odd) {
+            *pair = [even, odd];
+        }
+    }
+}
+
+/// Copies `src`, rounded.
+fn round<E: Element, T: Element>(src: &[E], dst: &mut [T]) {
+    if E::DTYPE == T::DTYPE {
+        return dst.copy_from_slice(bytemuck::cast_slice(src));
+    }
+    for (dst, &src) in dst.iter_mut().zip(src) {
+        *dst = T::from_f32(src.to_f32());
+    }
 }
 
 impl<'a> KvRef<'a> {

@@ -1,7 +1,7 @@
 use half::bf16;
 
 use super::{noise_vec, tiers};
-use crate::{DType, Element, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
+use crate::{DType, Element, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun, MatRef};
 
 /// A block of the layout, all NaN.
 enum Block {
@@ -75,6 +75,18 @@ fn tokens_round_trip_among_rows_of_nan() {
     }
 }
 
+/// Where dimension `j` of a token's key and value lie in a block.
+fn places(layout: &KvLayout, slot: usize, j: usize) -> (usize, usize) {
+    let group = j / 64;
+    let width = (layout.head_dim() - 64 * group).min(64).next_multiple_of(16);
+    let lane = j % 64;
+    let (k, v) = match layout.dtype() {
+        DType::F32 => (j * 64 + slot, slot * width + lane),
+        _ => ((j / 2 * 64 + slot) * 2 + j % 2, slot / 2 * 2 * width + lane * 2 + slot % 2),
+    };
+    (k, layout.k_len() + 64 * 64 * group + v)
+}
+
 #[test]
 fn elements_lie_where_the_layout_says() {
     for layout in layouts() {
@@ -84,17 +96,61 @@ fn elements_lie_where_the_layout_says() {
             let mut block = Block::nan(&layout);
             layout.append(block.as_mut(), slot, &keys, &values);
             for j in 0..d {
-                let group = j / 64;
-                let width = (d - 64 * group).min(64).next_multiple_of(16);
-                let (pair, lane) = (64 * 64 * group + slot / 2 * 2 * width, j % 64);
-                let (k_at, v_at) = match layout.dtype() {
-                    DType::F32 => (j * 64 + slot, 64 * 64 * group + slot * width + lane),
-                    _ => ((j / 2 * 64 + slot) * 2 + j % 2, pair + lane * 2 + slot % 2),
-                };
+                let (k_at, v_at) = places(&layout, slot, j);
                 assert_eq!(block.get(k_at), stored(&layout, keys[j]));
-                assert_eq!(block.get(layout.k_len() + v_at), stored(&layout, values[j]));
+                assert_eq!(block.get(v_at), stored(&layout, values[j]));
             }
         }
+    }
+}
+
+#[test]
+fn a_run_of_tokens_fills_its_slots_and_no_other() {
+    fn check<E: Element>(layout: &KvLayout, first: usize, tokens: usize) {
+        let (d, stride) = (layout.head_dim(), 2 * layout.head_dim() + 3);
+        // Keys and values side by side, as a projection leaves them.
+        let data: Vec<E> = noise_vec(3, KV_BLOCK * stride).into_iter().map(E::from_f32).collect();
+        let rows = MatRef::new(&data, KV_BLOCK, stride).rows_range(0..tokens);
+        let (k, v) = (rows.cols_range(0..d), rows.cols_range(d + 3..2 * d + 3));
+        let mut block = Block::nan(layout);
+        layout.append_rows(block.as_mut(), first, k, v);
+        let partner = first + tokens;
+        for (slot, j) in (0..KV_BLOCK).flat_map(|slot| (0..d).map(move |j| (slot, j))) {
+            let what = || format!("{layout:?}, {tokens} tokens from {first}, slot {slot}, dimension {j}");
+            let (k_at, v_at) = places(layout, slot, j);
+            let (got_k, got_v) = (block.get(k_at), block.get(v_at));
+            if (first..partner).contains(&slot) {
+                let want = |m: MatRef<'_, E>| stored(layout, m.row(slot - first)[j].to_f32());
+                assert_eq!((got_k, got_v), (want(k), want(v)), "{}", what());
+            } else if slot == partner && slot % 2 == 1 {
+                assert!(got_k.is_nan() && got_v.to_bits() == 0, "{}: {got_v}", what());
+            } else {
+                assert!(got_k.is_nan() && got_v.is_nan(), "{}: {got_k} {got_v}", what());
+            }
+        }
+    }
+    for layout in layouts() {
+        for (first, tokens) in
+            [(0, 64), (0, 1), (1, 1), (3, 2), (4, 16), (5, 14), (17, 30), (31, 33), (63, 1)]
+        {
+            check::<f32>(&layout, first, tokens);
+            check::<bf16>(&layout, first, tokens);
+        }
+    }
+}
+
+#[test]
+fn a_run_pads_with_zeros_what_kernels_read_in_full_lanes() {
+    for layout in layouts() {
+        let d = layout.head_dim();
+        let ones = vec![1.0f32; 4 * d];
+        let mut block = Block::nan(&layout);
+        let rows = MatRef::new(&ones, 4, d);
+        layout.append_rows(block.as_mut(), 0, rows, rows);
+        let written = |range: std::ops::Range<usize>| range.filter(|&i| !block.get(i).is_nan()).count();
+        let v_width = (layout.block_len() - layout.k_len()) / KV_BLOCK;
+        assert_eq!(written(0..layout.k_len()), 4 * layout.k_len() / KV_BLOCK, "{layout:?}: keys");
+        assert_eq!(written(layout.k_len()..layout.block_len()), 4 * v_width, "{layout:?}: values");
     }
 }
 
@@ -161,4 +217,13 @@ fn a_run_is_cut_into_blocks() {
 #[should_panic(expected = "are not a block")]
 fn a_block_of_another_layout_is_refused() {
     KvLayout::new(DType::F32, 4).append(KvMut::F32(&mut [0.0; 100]), 0, &[0.0f32; 4], &[0.0f32; 4]);
+}
+
+#[test]
+#[should_panic(expected = "65 tokens in a block")]
+fn a_run_beyond_its_block_is_refused() {
+    let layout = KvLayout::new(DType::F32, 1);
+    let rows = [0.0f32; 3];
+    let rows = MatRef::new(&rows, 3, 1);
+    layout.append_rows(Block::nan(&layout).as_mut(), 62, rows, rows);
 }

@@ -83,3 +83,16 @@ pub(crate) fn score(engine: &EngineHandle, tokens: &[u32]) -> Score {
     let top = engine.info().spec.vocab_size;
     engine.score(ScoreRequest { tokens: tokens.to_vec(), top, from: 0 }).unwrap().wait(|_| {}).unwrap()
 }
+
+/// Asserts that log-probabilities computed in `dtype` are off by no more than that type explains. `differences` are
+/// those of one model from transformers in f32.
+pub(crate) fn assert_close(what: &str, dtype: DType, differences: &[f64]) {
+    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+    let worst = differences.iter().copied().fold(0.0, f64::max);
+    // Rounding to bf16 may move single tokens far; sums in f32 may not.
+    let (off, limit) = if dtype == DType::F32 { (worst, 1e-3) } else { (mean, 0.03) };
+    assert!(
+        off < limit,
+        "{what}: log-probabilities in {dtype} are off by {mean} on average, {worst} at most"
+    );
+}
