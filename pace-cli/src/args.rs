@@ -180,6 +180,9 @@ pub(crate) struct InfoArgs {
     /// The weights and activations to choose backends for.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: WeightChoice,
+    /// The threads to choose backends for [default: one a core, within affinity mask and CPU quota].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) threads: Option<u16>,
     #[command(flatten)]
     pub(crate) operators: OperatorArgs,
     /// How the result is written.

@@ -2,21 +2,36 @@
 
 use pace_ops::{Chosen, Operator};
 use pace_runtime::EngineInfo;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-/// `{operator: backend}`; shapes of one operator with different backends are separated by commas.
+/// `{operator: backend}`; what shapes of one operator differ in is separated by commas.
 pub(crate) fn to_json(chosen: &[Chosen]) -> Value {
-    let mut map = Map::new();
-    for (operator, backends) in by_operator(chosen) {
-        map.insert(operator.name().to_owned(), json!(backends.join(", ")));
-    }
-    Value::Object(map)
+    map(chosen, |chosen| chosen.choice.to_string())
+}
+
+/// `{operator: who chose its backend}`.
+pub(crate) fn chosen_by(chosen: &[Chosen]) -> Value {
+    map(chosen, |chosen| chosen.by.name().to_owned())
 }
 
 /// `tpp: norm, mlp; flash: attention`.
 pub(crate) fn to_text(chosen: &[Chosen]) -> String {
+    groups(chosen, |chosen| chosen.choice.to_string())
+}
+
+/// `rule: norm, attention; configuration: mlp`.
+pub(crate) fn chosen_by_text(chosen: &[Chosen]) -> String {
+    groups(chosen, |chosen| chosen.by.name().to_owned())
+}
+
+fn map(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> Value {
+    let entries = by_operator(chosen, name).into_iter();
+    Value::Object(entries.map(|(op, names)| (op.name().to_owned(), json!(names.join(", ")))).collect())
+}
+
+fn groups(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> String {
     let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
-    for (operator, backends) in by_operator(chosen) {
+    for (operator, backends) in by_operator(chosen, name) {
         let backends = backends.join(", ");
         match groups.iter_mut().find(|(name, _)| *name == backends) {
             Some((_, operators)) => operators.push(operator.name()),
@@ -51,15 +66,15 @@ pub(crate) fn huge_pages(info: &EngineInfo) -> String {
     }
 }
 
-/// The backends of each operator, each once, in the order in which they were chosen.
-fn by_operator(chosen: &[Chosen]) -> Vec<(Operator, Vec<String>)> {
+/// What `name` says of each operator, each name once, in the order in which backends were chosen.
+fn by_operator(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> Vec<(Operator, Vec<String>)> {
     let mut all: Vec<(Operator, Vec<String>)> = Vec::new();
-    for Chosen { shape, choice, .. } in chosen {
-        let backend = choice.to_string();
-        match all.iter_mut().find(|(op, _)| *op == shape.op) {
-            Some((_, backends)) if backends.contains(&backend) => {}
-            Some((_, backends)) => backends.push(backend),
-            None => all.push((shape.op, vec![backend])),
+    for chosen in chosen {
+        let name = name(chosen);
+        match all.iter_mut().find(|(op, _)| *op == chosen.shape.op) {
+            Some((_, names)) if names.contains(&name) => {}
+            Some((_, names)) => names.push(name),
+            None => all.push((chosen.shape.op, vec![name])),
         }
     }
     all
@@ -90,6 +105,10 @@ mod tests {
             json!({"norm": "tpp", "attention": "flash", "rope": "tpp", "mlp": "tpp/tpp/imbps, tpp"})
         );
         assert_eq!(to_text(&all), "tpp: norm, rope; flash: attention; tpp/tpp/imbps, tpp: mlp");
+        let mut all = all.to_vec();
+        all[1].by = ChosenBy::Plan;
+        assert_eq!(chosen_by(&all)["attention"], "plan");
+        assert_eq!(chosen_by_text(&all), "rule: norm, rope, mlp; plan: attention");
     }
 
     #[test]

@@ -19,7 +19,12 @@ const WEIGHTS: WeightFormat = WeightFormat::Bf16;
 const KV: DType = DType::Bf16;
 
 pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
-    let engine = EngineArgs { dtype: args.dtype, operators: args.operators.clone(), ..EngineArgs::default() };
+    let engine = EngineArgs {
+        dtype: args.dtype,
+        threads: args.threads,
+        operators: args.operators.clone(),
+        ..EngineArgs::default()
+    };
     let config = engine.config(env)?;
     let files = open(env, args.model.as_deref())?;
     let selection = config.choose(files.spec())?;
@@ -28,12 +33,17 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
         Format::Json => {
             let mut out = to_json(&files);
             out["operators"] = operators::to_json(chosen);
+            out["chosen_by"] = operators::chosen_by(chosen);
             out["bit_equal"] = json!(bit_equal);
             output::json(&out)?;
         }
         Format::Text => {
-            let (backends, bits) = (operators::to_text(chosen), operators::bits(chosen, bit_equal));
-            output::stream(&format!("{}{:<15}{backends}\n{:<15}{bits}\n", to_text(&files), "operators", ""))?;
+            let mut out = to_text(&files);
+            let bits = operators::bits(chosen, bit_equal);
+            let _ = writeln!(out, "{:<15}{}", "operators", operators::to_text(chosen));
+            let _ =
+                writeln!(out, "{:<15}{}\n{:<15}{bits}", "chosen by", operators::chosen_by_text(chosen), "");
+            output::stream(&out)?;
         }
     }
     Ok(())

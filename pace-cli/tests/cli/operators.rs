@@ -139,6 +139,10 @@ fn info_says_what_a_model_would_be_computed_with() {
     assert_eq!(out["bit_equal"], true);
     let out = info(&["--op", "mlp=native", "--op", "norm=native"]);
     assert_eq!((&out["operators"]["mlp"], &out["bit_equal"]), (&"native".into(), &false.into()));
+    assert_eq!(
+        (&out["chosen_by"]["mlp"], &out["chosen_by"]["rope"]),
+        (&"configuration".into(), &"rule".into())
+    );
     assert_eq!(info(&["--op", "norm=native"])["bit_equal"], true, "norms are computed row by row");
     let text = |args: &[&str]| pace(&[&["info", "random:llama-1b"], args].concat()).text().to_owned();
     for part in ["operators      tpp: norm, qkv_projection", "flash: attention", "whatever the batch: yes"] {
@@ -208,6 +212,8 @@ fn the_plan_decides(file: &std::path::Path, call: &dyn Fn(&[&str]) -> super::com
     let run = |more: &[&str]| call(&[&args, &["2", "--format", "json"][..], more].concat());
     let out = run(&[]);
     assert_eq!(json(&out)["operators"]["mlp"], "native", "{}", out.stderr);
+    let info = call(&["info", "random:tiny", "-t", "1", "--dtype", "f32"]);
+    assert!(info.text().contains("chosen by      plan: norm"), "{}", info.text());
     assert_eq!(json(&run(&["--op", "mlp=tpp"]))["operators"]["mlp"], "tpp", "flags go before the plan");
     std::fs::write(file, "{").unwrap();
     let out = run(&[]);
