@@ -10,9 +10,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use self::engine::{EngineArgs, WeightChoice};
+pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
-pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs};
+pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
@@ -35,6 +35,7 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     Ops(OpsArgs),
     Jit(JitArgs),
+    Plan(PlanArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),
@@ -166,16 +167,24 @@ pub(crate) struct ScoreTextArgs {
     pub(crate) tokens: Option<Vec<u32>>,
 }
 
-/// What a model is: shape, formats, memory that a run needs, tokenizer, chat template.
+/// What a model is: shape, formats, memory that a run needs, tokenizer, chat template, backends of its operators.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   pace-cli info
   pace-cli info ./SmolLM2 --format json
-  pace-cli info random:llama-8b")]
+  pace-cli info random:llama-8b --dtype f32 --op mlp=native")]
 pub(crate) struct InfoArgs {
     /// The model: a directory, a .gguf file, random:NAME, or a name that `pull` takes [default: smollm2-135m].
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<String>,
+    /// The weights and activations to choose backends for.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: WeightChoice,
+    /// The threads to choose backends for [default: one a core, within affinity mask and CPU quota].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) operators: OperatorArgs,
     /// How the result is written.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: Format,

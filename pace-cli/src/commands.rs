@@ -10,6 +10,7 @@ pub(crate) mod jit;
 pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod ops;
+pub(crate) mod plan;
 pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod score;

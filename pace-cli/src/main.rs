@@ -8,6 +8,7 @@ mod exit;
 mod hub;
 mod interrupt;
 mod logging;
+mod operators;
 mod output;
 mod session;
 
@@ -46,6 +47,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(args) => commands::bench::run(&env, args),
         Command::Ops(args) => commands::ops::run(&args),
         Command::Jit(args) => commands::jit::run(&env, &args),
+        Command::Plan(args) => commands::plan::run(&env, &args),
         Command::Pull(args) => commands::pull::run(&env, &args),
         Command::List(args) => commands::list::run(&env, &args),
         Command::Show(args) => commands::show::run(&env, &args),

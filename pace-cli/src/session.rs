@@ -1,7 +1,7 @@
 //! From a command line to a running engine.
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +9,21 @@ use anyhow::Result;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use pace_runtime::config::Env;
 use pace_runtime::tokenizer::Tokenizer;
-use pace_runtime::{EngineConfig, EngineHandle, LoadProgress, ModelFiles, ModelRef, RuntimeError};
+use pace_runtime::{
+    EngineConfig, EngineHandle, LoadProgress, ModelFiles, ModelRef, OperatorConfig, RuntimeError,
+};
 
 use crate::args::EngineArgs;
 use crate::exit::Usage;
 use crate::hub::resolve;
+use crate::operators;
 
 /// An opened model and the engine that runs it.
 pub(crate) struct Session {
     pub(crate) files: Arc<ModelFiles>,
     pub(crate) engine: EngineHandle,
+    /// The backends that were asked for.
+    pub(crate) operators: OperatorConfig,
 }
 
 impl Session {
@@ -39,28 +44,28 @@ impl Session {
         profile: bool,
         check: impl FnOnce(&ModelFiles) -> Result<T>,
     ) -> Result<(Self, T)> {
-        Self::start_configured(env, args, EngineConfig { profile, ..args.config(env)? }, check)
+        let config = EngineConfig { profile, ..args.config(env)? };
+        let files = open(env, args.model.as_deref())?;
+        let checked = check(&files)?;
+        Ok((Self::with(files, config)?, checked))
     }
 
-    /// As [`start`](Self::start), with a configuration that was made of `args`.
-    pub(crate) fn start_configured<T>(
-        env: &Env,
-        args: &EngineArgs,
-        config: EngineConfig,
-        check: impl FnOnce(&ModelFiles) -> Result<T>,
-    ) -> Result<(Self, T)> {
-        let files = Arc::new(open(env, args.model.as_deref())?);
-        let checked = check(&files)?;
+    /// Starts the engine for an opened model.
+    pub(crate) fn with(files: ModelFiles, config: EngineConfig) -> Result<Self> {
+        let (files, operators) = (Arc::new(files), config.load.operators);
         let engine = EngineHandle::start(&files, config, load_progress())?;
+        let info = engine.info();
         tracing::info!(
-            "{}: {} weights on {} {} threads in {:.2} s",
+            "{}: {} weights on {} {} threads in {:.2} s, {}",
             files.name(),
             HumanCount(files.spec().parameters() as u64),
-            engine.info().threads,
-            engine.info().isa,
-            engine.info().load_time.as_secs_f64()
+            info.threads,
+            info.isa,
+            info.load_time.as_secs_f64(),
+            operators::huge_pages(info)
         );
-        Ok((Self { files, engine }, checked))
+        tracing::info!("operators by {}", operators::to_text(&info.operators));
+        Ok(Self { files, engine, operators })
     }
 
     /// Writes to stderr where the time went, if that was measured.
@@ -76,6 +81,11 @@ impl Session {
 /// Opens the model that the user named, or the default one; a name that is not in a cache is fetched.
 pub(crate) fn open(env: &Env, model: Option<&str>) -> Result<ModelFiles> {
     Ok(ModelFiles::open(&locate(env, model)?)?)
+}
+
+/// Where measured plans of operators are kept.
+pub(crate) fn plan_dir(env: &Env) -> Option<PathBuf> {
+    env.cache_dir.as_ref().map(|dir| dir.join("plans"))
 }
 
 /// Where the model is that the user named, or the default one; a name that is not in a cache is fetched.

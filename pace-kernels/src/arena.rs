@@ -1,7 +1,9 @@
 //! Memory for many buffers that are too small for huge pages of their own.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::buffer::huge_pages;
 use crate::{Buffer, OutOfMemory, Placement};
 
 /// Bytes that are reserved at a time. Only what is written takes memory.
@@ -33,7 +35,14 @@ const LARGE: usize = 2 << 20;
 #[derive(Debug)]
 pub struct Arena {
     placement: Placement,
-    current: Mutex<Option<Chunk>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: Option<Chunk>,
+    /// Where all chunks and large buffers lie, or lay.
+    reserved: Vec<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -46,7 +55,7 @@ struct Chunk {
 impl Arena {
     /// Nothing reserved yet.
     pub const fn new(placement: Placement) -> Self {
-        Self { placement, current: Mutex::new(None) }
+        Self { placement, state: Mutex::new(State { current: None, reserved: Vec::new() }) }
     }
 
     /// `bytes` zeroed bytes that start on a cache line. From 2 MiB on the same as [`Buffer::zeroed`].
@@ -55,24 +64,38 @@ impl Arena {
     /// The system refused the memory.
     pub fn zeroed(&self, bytes: usize) -> Result<Buffer, OutOfMemory> {
         if bytes == 0 || bytes >= LARGE {
-            return Buffer::zeroed(bytes, self.placement);
+            let buffer = Buffer::zeroed(bytes, self.placement)?;
+            self.state().reserved.push(buffer.addresses());
+            return Ok(buffer);
         }
-        // What the lock guards is valid at every moment.
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
+        let State { current, reserved } = &mut *state;
         let (region, start) = match &mut *current {
             Some(chunk) if bytes <= CHUNK - chunk.used => (Arc::clone(&chunk.region), chunk.used),
             full_or_none => {
                 let region = Arc::new(Buffer::zeroed(CHUNK, self.placement)?);
+                reserved.push(region.addresses());
                 *full_or_none = Some(Chunk { region: Arc::clone(&region), used: 0 });
                 (region, 0)
             }
         };
-        if let Some(chunk) = &mut *current {
+        if let Some(chunk) = current {
             chunk.used = (start + bytes).next_multiple_of(Buffer::LINE);
         }
         // SAFETY: the bytes lie in the region, nobody uses the region itself, and `used` only grows, so
         // no other buffer has them.
         Ok(unsafe { Buffer::part(region, start, bytes) })
+    }
+
+    /// The part of the memory of all buffers that lies in huge pages, as [`Buffer::huge_share`] has it for one. Ask
+    /// while they live: what has been given back may be somebody else's by now.
+    pub fn huge_share(&self) -> Option<f64> {
+        huge_pages::share(&self.state().reserved)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What the lock guards is valid at every moment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,6 +133,19 @@ mod tests {
         assert!(starts[0].is_multiple_of(LARGE));
         assert_eq!((starts[1] - starts[0], starts[2] - starts[0]), (1024, 2048));
         assert_eq!(buffers[2].as_slice::<f32>(), [0.0; 250]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn huge_pages_are_reported_for_all_buffers() {
+        use crate::HugePages;
+
+        let arena = Arena::new(Placement { hugepages: HugePages::Never });
+        assert_eq!(arena.huge_share(), None);
+        // Large, so that neighbours in the same mapping count little.
+        let mut buffers = [64 << 20, 1 << 20].map(|bytes| arena.zeroed(bytes).unwrap());
+        buffers.iter_mut().for_each(|buffer| buffer.as_mut_slice::<f32>().fill(1.0));
+        assert!(arena.huge_share().unwrap() < 0.5);
     }
 
     #[test]

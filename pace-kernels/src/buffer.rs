@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::Element;
 
-mod huge_pages;
+pub(crate) mod huge_pages;
 
 /// 2 MiB: the huge page of x86-64 and AArch64, and the size from which a buffer is mapped.
 const HUGE_PAGE: usize = 2 << 20;
@@ -84,7 +84,13 @@ impl Buffer {
     /// The kernel counts by mapping and merges mappings that lie next to each other, so that the figure
     /// of a buffer includes its neighbours. `None` without memory, and on systems other than Linux.
     pub fn huge_share(&self) -> Option<f64> {
-        huge_pages::share(self.ptr.addr().get()..self.ptr.addr().get() + self.len)
+        huge_pages::share(&[self.addresses()])
+    }
+
+    /// Where it lies.
+    pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
+        let start = self.ptr.addr().get();
+        start..start + self.len
     }
 
     /// Size in bytes.

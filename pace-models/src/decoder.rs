@@ -15,7 +15,7 @@ use crate::rope::RopeFrequencies;
 use crate::self_attention::attention_shape;
 use crate::tensor_loader::{LoadOptions, TensorLoader};
 use crate::weights::WeightSource;
-use crate::{DecoderSpec, Model, ModelError};
+use crate::{DecoderSpec, Model, ModelError, WeightMemory};
 
 /// A pre-norm decoder-only transformer.
 pub struct Decoder {
@@ -27,7 +27,7 @@ pub struct Decoder {
     lm_head: LmHead,
     rope: Rope,
     frequencies: RopeFrequencies,
-    weight_bytes: usize,
+    weights: WeightMemory,
     attention: AttentionShape,
     selection: Selection,
 }
@@ -51,7 +51,7 @@ impl Decoder {
     ) -> Result<Self, ModelError> {
         arch.validate_shapes(source, spec)?;
         let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
-        let (activations, weight_bytes) = (options.activations, spec.weight_bytes(options.weights));
+        let (activations, bytes) = (options.activations, spec.weight_bytes(options.weights));
         let arena = Arena::new(Placement::default());
         let mut loader = TensorLoader { source, arch, spec, options, selection, par, arena, progress };
         let (embedding, lm_head) = load_vocabulary(&mut loader)?;
@@ -70,7 +70,7 @@ impl Decoder {
             lm_head,
             rope,
             frequencies: RopeFrequencies::new(&spec.rope, spec.head_dim),
-            weight_bytes,
+            weights: WeightMemory { bytes, huge_share: loader.arena.huge_share() },
             attention: attention_shape(spec),
             selection: loader.selection,
         })
@@ -130,8 +130,8 @@ impl Model for Decoder {
         self.activations
     }
 
-    fn weight_bytes(&self) -> usize {
-        self.weight_bytes
+    fn weights(&self) -> WeightMemory {
+        self.weights
     }
 
     fn selection(&self) -> &Selection {

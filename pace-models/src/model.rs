@@ -5,6 +5,16 @@ use pace_ops::{OpCx, Selection};
 
 use crate::{DecoderSpec, Sequence, Workspace};
 
+/// The memory of a model's packed weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightMemory {
+    /// Bytes.
+    pub bytes: usize,
+    /// The part of the matrices that lies in huge pages, from 0 to 1, measured after loading; none where the system
+    /// does not tell.
+    pub huge_share: Option<f64>,
+}
+
 /// A loaded model: weights and operators, no state of any sequence.
 pub trait Model: Send + Sync {
     /// The model's shape.
@@ -13,8 +23,8 @@ pub trait Model: Send + Sync {
     /// The type of activations, and so of the [`Workspace`].
     fn activations(&self) -> DType;
 
-    /// Bytes of packed weights.
-    fn weight_bytes(&self) -> usize;
+    /// The memory of the packed weights.
+    fn weights(&self) -> WeightMemory;
 
     /// Which backends the operators got.
     fn selection(&self) -> &Selection;

@@ -12,8 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pace_kernels::{DType, Isa, IsaError, Jit, Kernels, Pool, Scratch, WeightFormat};
-use pace_models::{DecoderSpec, LoadOptions, Model};
-use pace_ops::{OpCx, Profile};
+use pace_models::{DecoderSpec, LoadOptions, Model, ModelError};
+use pace_ops::{Chosen, Demotion, OpCx, OpShape, Profile, Selection};
 
 use crate::kv_cache::KvCacheKind;
 use crate::platform::{ThreadBudget, topology};
@@ -72,6 +72,41 @@ impl EngineConfig {
             profile: false,
         })
     }
+
+    /// The kernels of the configured tier.
+    ///
+    /// # Errors
+    /// The CPU lacks it.
+    pub fn kernels(&self) -> Result<Kernels, RuntimeError> {
+        Ok(Kernels::new(self.isa).ok_or(IsaError::Unsupported(self.isa))?)
+    }
+
+    /// The distinct shapes of the operators of a model.
+    pub fn operator_shapes(&self, spec: &DecoderSpec) -> Vec<OpShape> {
+        spec.operator_shapes(self.load.weights, self.load.activations, self.load.kv)
+    }
+
+    /// What the operators of a model are going to be computed with, unless one fails its self-test at load.
+    ///
+    /// # Errors
+    /// The configuration names a backend that there is not, for a type or on this machine.
+    pub fn choose(&self, spec: &DecoderSpec) -> Result<Selection, RuntimeError> {
+        let build = self.load.build_cx(self.kernels()?);
+        let mut selection = Selection::new(build, self.load.operators, self.load.plan.clone());
+        for shape in self.operator_shapes(spec) {
+            selection.choose(shape).map_err(ModelError::from)?;
+        }
+        Ok(selection)
+    }
+
+    /// The threads, of which the caller becomes the first.
+    pub(crate) fn pool(&self) -> Result<Pool, RuntimeError> {
+        let pool = if self.pin { Pool::new(&self.cpus)? } else { Pool::unpinned(self.cpus.len())? };
+        if self.pin && !pool.pin_caller() {
+            tracing::warn!("the engine's thread cannot be pinned to CPU {}", self.cpus[0]);
+        }
+        Ok(pool)
+    }
 }
 
 /// Called while weights are packed with (weights done, weights in all), from any thread.
@@ -94,6 +129,14 @@ pub struct EngineInfo {
     pub load_time: Duration,
     /// Bytes of packed weights.
     pub weight_bytes: usize,
+    /// The part of the weights' memory that lies in huge pages, from 0 to 1; none where the system does not tell.
+    pub huge_share: Option<f64>,
+    /// What the operators are computed with.
+    pub operators: Vec<Chosen>,
+    /// Operators that were left to the reference because a backend failed its self-test.
+    pub demotions: Vec<Demotion>,
+    /// Whether a sequence's bits do not depend on the batch, the chunks and the number of threads.
+    pub bit_equal: bool,
 }
 
 /// What a handle sends to the engine's thread.
@@ -298,13 +341,10 @@ type Ready = (EngineInfo, Option<Arc<Jit>>);
 type Loaded = (Box<dyn Model>, Pool, Kernels, EngineInfo);
 
 fn load(files: &ModelFiles, config: &EngineConfig, progress: &LoadProgress) -> Result<Loaded, RuntimeError> {
-    let kernels = Kernels::new(config.isa).ok_or(IsaError::Unsupported(config.isa))?;
-    let pool = if config.pin { Pool::new(&config.cpus)? } else { Pool::unpinned(config.cpus.len())? };
-    if config.pin && !pool.pin_caller() {
-        tracing::warn!("the engine's thread cannot be pinned to CPU {}", config.cpus[0]);
-    }
+    let (kernels, pool) = (config.kernels()?, config.pool()?);
     let start = Instant::now();
     let model = files.load(config.load.clone(), kernels, pool.par(), progress)?;
+    let (weights, selection) = (model.weights(), model.selection());
     let info = EngineInfo {
         model: files.name().to_owned(),
         spec: model.spec().clone(),
@@ -312,7 +352,11 @@ fn load(files: &ModelFiles, config: &EngineConfig, progress: &LoadProgress) -> R
         threads: pool.threads(),
         pinned: pool.pinned(),
         load_time: start.elapsed(),
-        weight_bytes: model.weight_bytes(),
+        weight_bytes: weights.bytes,
+        huge_share: weights.huge_share,
+        operators: selection.chosen().to_vec(),
+        demotions: selection.demotions().to_vec(),
+        bit_equal: selection.is_bit_equal(),
     };
     Ok((model, pool, kernels, info))
 }

@@ -1,5 +1,7 @@
 //! [`RuntimeError`]: what can go wrong between a request and its answer.
 
+use std::path::PathBuf;
+
 use pace_kernels::{IsaError, JitError, PoolError};
 use pace_models::ModelError;
 use pace_ops::KvError;
@@ -41,6 +43,14 @@ pub enum RuntimeError {
     /// There is no generated code.
     #[error(transparent)]
     Jit(#[from] JitError),
+    /// A plan of operators cannot be saved.
+    #[error("{}: {source}", .path.display())]
+    PlanFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The thread pool cannot be built.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -132,6 +142,7 @@ impl RuntimeError {
             Self::Model(ModelError::OutOfMemory { .. })
             | Self::Pool(_)
             | Self::Kv(_)
+            | Self::PlanFile { .. }
             | Self::OutOfMemory { .. } => ErrorKind::Resources,
             Self::Model(ModelError::Op(_) | ModelError::UnknownRandomModel { .. }) => ErrorKind::Usage,
             Self::Tokenizer(

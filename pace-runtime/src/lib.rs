@@ -8,6 +8,7 @@ mod error;
 pub mod generation_config;
 pub mod kv_cache;
 mod loader;
+pub mod plan_store;
 pub mod platform;
 mod profile;
 mod request;
@@ -16,7 +17,7 @@ mod scheduler;
 pub mod tokenizer;
 
 pub use pace_kernels::DType;
-pub use pace_ops::{OperatorConfig, ProfileReport, ProfileRow, Trace, write_traces};
+pub use pace_ops::{Chosen, Demotion, OperatorConfig, Plan, ProfileReport, ProfileRow, Trace, write_traces};
 
 pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress};
 pub use error::{ErrorKind, RuntimeError};

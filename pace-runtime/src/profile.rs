@@ -20,7 +20,7 @@ impl EngineHandle {
         self.call(|cx| {
             let report = |profile: &Profile| -> Result<ProfileReport, RuntimeError> {
                 let limits = Limits::measure(cx.kernels, cx.par, memory_bytes())
-                    .map_err(|e| out_of_memory(e.bytes as u64))?;
+                    .map_err(|e| out_of_memory(e.bytes as u64, "to measure memory"))?;
                 Ok(profile.report(&limits))
             };
             cx.profile.map(report).transpose()
@@ -60,8 +60,9 @@ fn memory_bytes() -> usize {
     MEMORY_BYTES.max(caches.saturating_mul(4)).min(free)
 }
 
-fn out_of_memory(need: u64) -> RuntimeError {
+/// There is no memory for `need` bytes more; `terms` says what they are for.
+pub(crate) fn out_of_memory(need: u64, terms: &str) -> RuntimeError {
     let (available, source_of_limit) = MemoryLimit::detect()
         .map_or_else(|| (0, "the system".to_owned()), |limit| (limit.available, limit.source));
-    RuntimeError::OutOfMemory { need, terms: "to measure memory".to_owned(), available, source_of_limit }
+    RuntimeError::OutOfMemory { need, terms: terms.to_owned(), available, source_of_limit }
 }

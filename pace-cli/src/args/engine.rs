@@ -1,15 +1,19 @@
 //! The flags of every command that runs a model.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use pace_kernels::DType;
 use pace_ops::{ConfigError, OperatorConfig};
 use pace_runtime::EngineConfig;
 use pace_runtime::config::Env;
+use pace_runtime::plan_store::{self, PlanKey};
 
 use crate::exit::Usage;
+use crate::session::plan_dir;
 
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
     /// The model: a directory, a .gguf file, random:NAME, or a name that `pull` takes [default: smollm2-135m].
@@ -27,6 +31,14 @@ pub(crate) struct EngineArgs {
     /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
+    #[command(flatten)]
+    pub(crate) operators: OperatorArgs,
+}
+
+/// Which backends compute the operators.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct OperatorArgs {
     /// Backends by operator, such as '{"attention": "native", "mlp": "auto"}'; goes before $PACE_OP_CONFIG, which counts
     /// for keys left out. What neither names is auto.
     #[arg(long, value_name = "JSON", value_parser = operator_json)]
@@ -61,7 +73,7 @@ impl EngineArgs {
         };
         let mut config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
         config.load.allow_nonfinite = self.allow_nonfinite;
-        config.load.operators = self.operators(env.operators).map_err(|e| Usage(e.to_string()))?;
+        config.load.operators = self.operators.apply(env.operators).map_err(|e| Usage(e.to_string()))?;
         config.load.panel_width = env.panel_width;
         config.load.imbps_chunks = env.imbps_chunks;
         match self.kv_dtype {
@@ -69,11 +81,16 @@ impl EngineArgs {
             Some(KvChoice::Bf16) => config.load.kv = DType::Bf16,
             None => {}
         }
+        if let Some(dir) = plan_dir(env) {
+            config.load.plan = plan_store::load(&dir, &PlanKey::detect(&config)?).map(Arc::new);
+        }
         Ok(config)
     }
+}
 
+impl OperatorArgs {
     /// The backends of the environment, with those of the flags in their place.
-    fn operators(&self, mut operators: OperatorConfig) -> Result<OperatorConfig, ConfigError> {
+    fn apply(&self, mut operators: OperatorConfig) -> Result<OperatorConfig, ConfigError> {
         if let Some(json) = &self.op_config {
             operators.apply_json(json)?;
         }
@@ -117,6 +134,6 @@ mod tests {
             ["x", "--op", "norm=native", "--op-config", json, "--op", "mlp=native", "--op", "MLP=auto"];
         let args = Program::try_parse_from(flags).unwrap().engine;
         let want = OperatorConfig { rope: Backend::Auto, mlp: Backend::Auto, ..OperatorConfig::native() };
-        assert_eq!(args.operators(OperatorConfig::native()), Ok(want));
+        assert_eq!(args.operators.apply(OperatorConfig::native()), Ok(want));
     }
 }

@@ -52,3 +52,23 @@ pub(crate) struct JitDumpArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: Format,
 }
+
+/// Measure which backends are the fastest for a model on this machine, and keep that for later runs.
+///
+/// What was measured before, for this CPU, number of threads and version, is not measured again. Commands that run a
+/// model take the backends of the plan for operators that are left to auto.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pace-cli plan
+  pace-cli plan -m random:llama-1b --threads 2
+  pace-cli plan -m ./SmolLM2 --force --format json")]
+pub(crate) struct PlanArgs {
+    /// Measure again what was measured before.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+}

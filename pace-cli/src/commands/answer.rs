@@ -6,6 +6,7 @@ use pace_runtime::{EngineHandle, Finish, ModelFiles, Request, TokenEvent};
 use serde_json::{Value, json};
 
 use crate::args::{Format, LengthArgs, SamplingArgs};
+use crate::operators;
 use crate::output;
 use crate::session::{Session, tokenizer};
 
@@ -136,6 +137,7 @@ fn to_json(session: &Session, prompt: &[u32], answer: &Answer) -> Value {
         "finish_reason": finish.reason.name(),
         "seed": finish.seed,
         "threads": info.threads,
+        "operators": operators::to_json(&info.operators),
         "prefill_steps": finish.prefill_steps,
         "kv_cache": {
             "kind": finish.kv.kind,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
+use pace_ops::{Backend, Operator, OperatorConfig};
 use pace_runtime::config::Env;
 use pace_runtime::{Finish, ModelFiles, ProfileReport, Request, Trace, write_traces};
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::answer;
 use crate::args::{BenchArgs, BenchFormat, WeightChoice};
 use crate::exit::Usage;
+use crate::operators;
 use crate::output::{self, bytes, count};
 use crate::session::Session;
 
@@ -144,9 +146,11 @@ fn to_json(session: &Session, args: &BenchArgs, result: &TestResult) -> Value {
         "params": info.spec.parameters(),
         "dtype": dtype(args),
         "isa": info.isa.to_string(),
-        "op_config": "native",
+        "op_config": op_config(&session.operators),
         "kv_cache": pace_runtime::kv_cache::KvCacheKind::default().name(),
         "threads": info.threads,
+        "operators": operators::to_json(&info.operators),
+        "huge_page_share": info.huge_share,
         "test": result.name,
         "n_prompt": result.n_prompt,
         "n_gen": result.n_gen,
@@ -179,10 +183,23 @@ fn to_markdown(session: &Session, args: &BenchArgs, results: &[TestResult]) -> S
             result.name
         );
     }
+    out +=
+        &format!("\n{}\noperators by {}\n", operators::huge_pages(info), operators::to_text(&info.operators));
     for (name, profile) in results.iter().filter_map(|r| Some((&r.name, r.profile.as_ref()?))) {
         out += &format!("\n{name}:\n```text\n{profile}```\n");
     }
     out
+}
+
+/// What was asked for: one backend for all, or those that are not left to `auto`.
+fn op_config(operators: &OperatorConfig) -> String {
+    let (_, first) = operators.iter().next().unwrap_or((Operator::Norm, Backend::Auto));
+    if operators.iter().all(|(_, backend)| backend == first) {
+        return first.to_string();
+    }
+    let named = operators.iter().filter(|(_, backend)| *backend != Backend::Auto);
+    let entries: Vec<_> = named.map(|(op, backend)| format!("{op}={backend}")).collect();
+    entries.join(",")
 }
 
 fn dtype(args: &BenchArgs) -> &'static str {

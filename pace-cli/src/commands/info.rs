@@ -9,7 +9,8 @@ use pace_runtime::ModelFiles;
 use pace_runtime::config::Env;
 use serde_json::{Value, json};
 
-use crate::args::{Format, InfoArgs};
+use crate::args::{EngineArgs, Format, InfoArgs};
+use crate::operators;
 use crate::output::{self, bytes, count};
 use crate::session::open;
 
@@ -18,10 +19,32 @@ const WEIGHTS: WeightFormat = WeightFormat::Bf16;
 const KV: DType = DType::Bf16;
 
 pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
+    let engine = EngineArgs {
+        dtype: args.dtype,
+        threads: args.threads,
+        operators: args.operators.clone(),
+        ..EngineArgs::default()
+    };
+    let config = engine.config(env)?;
     let files = open(env, args.model.as_deref())?;
+    let selection = config.choose(files.spec())?;
+    let (chosen, bit_equal) = (selection.chosen(), selection.is_bit_equal());
     match args.format {
-        Format::Json => output::json(&to_json(&files))?,
-        Format::Text => output::stream(&to_text(&files))?,
+        Format::Json => {
+            let mut out = to_json(&files);
+            out["operators"] = operators::to_json(chosen);
+            out["chosen_by"] = operators::chosen_by(chosen);
+            out["bit_equal"] = json!(bit_equal);
+            output::json(&out)?;
+        }
+        Format::Text => {
+            let mut out = to_text(&files);
+            let bits = operators::bits(chosen, bit_equal);
+            let _ = writeln!(out, "{:<15}{}", "operators", operators::to_text(chosen));
+            let _ =
+                writeln!(out, "{:<15}{}\n{:<15}{bits}", "chosen by", operators::chosen_by_text(chosen), "");
+            output::stream(&out)?;
+        }
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! `pace-cli jit dump`: generated kernels, listed and disassembled.
 
 use anyhow::Result;
-use pace_kernels::{Isa, IsaError, Jit, JitCapacity, JitEntry, JitError, Kernels};
-use pace_ops::{Backend, OpError, Operator};
+use pace_kernels::{Isa, Jit, JitCapacity, JitEntry, JitError};
+use pace_models::DecoderSpec;
+use pace_ops::{Backend, OpError};
 use pace_runtime::config::Env;
 use pace_runtime::{EngineConfig, Request, RuntimeError};
 use serde_json::json;
@@ -11,7 +12,7 @@ use super::answer;
 use crate::args::{Format, JitArgs, JitCommand, JitDumpArgs};
 use crate::exit::Usage;
 use crate::output::{self, bytes, table};
-use crate::session::Session;
+use crate::session::{Session, open};
 
 /// Tokens of the prompt for a list: more than a block of rows, and a last one that is not full.
 const PROMPT: u32 = 40;
@@ -27,7 +28,7 @@ pub(crate) fn run(env: &Env, args: &JitArgs) -> Result<()> {
 
 /// The instructions of a kernel.
 fn disassemble(env: &Env, args: &JitDumpArgs, key: &str) -> Result<()> {
-    let kernels = kernels(&args.engine.config(env)?)?;
+    let kernels = args.engine.config(env)?.kernels()?;
     let jit = Jit::new(kernels, JitCapacity::default()).map_err(RuntimeError::from)?;
     let text = jit.dump(key).map_err(RuntimeError::from)?;
     match args.format {
@@ -43,11 +44,12 @@ fn disassemble(env: &Env, args: &JitDumpArgs, key: &str) -> Result<()> {
 /// What is generated for a model.
 fn list(env: &Env, args: &JitDumpArgs) -> Result<()> {
     let mut config = args.engine.config(env)?;
-    let kernels = kernels(&config)?;
+    let kernels = config.kernels()?;
     // Without generated code the rest would only take time.
     Jit::new(kernels, JitCapacity::default()).map_err(RuntimeError::from)?;
-    set_jit(&mut config, kernels)?;
-    let (session, ()) = Session::start_configured(env, &args.engine, config, |_| Ok(()))?;
+    let files = open(env, args.engine.model.as_deref())?;
+    set_jit(&mut config, files.spec())?;
+    let session = Session::with(files, config)?;
     let spec = session.files.spec();
     let vocab = u32::try_from(spec.vocab_size).unwrap_or(u32::MAX);
     let tokens = (PROMPT as usize).min(spec.max_positions.saturating_sub(2)).max(1);
@@ -68,26 +70,23 @@ fn list(env: &Env, args: &JitDumpArgs) -> Result<()> {
     Ok(())
 }
 
-fn kernels(config: &EngineConfig) -> Result<Kernels> {
-    Ok(Kernels::new(config.isa).ok_or(RuntimeError::from(IsaError::Unsupported(config.isa)))?)
-}
-
-/// Gives every operator that was left to `auto` generated code, if it has any for its type.
-fn set_jit(config: &mut EngineConfig, kernels: Kernels) -> Result<()> {
-    let build = config.load.build_cx(kernels);
-    let (weights, kv) = (config.load.weights.into(), config.load.kv.into());
-    let mut refused = None;
-    let configured = config.load.operators.iter();
-    for (op, _) in configured.filter(|(op, b)| *b == Backend::Auto && op.backends().contains(&Backend::Jit)) {
-        match build.check(op, Backend::Jit, if op == Operator::Attention { kv } else { weights }) {
-            Ok(()) => config.load.operators.set(op.name(), Backend::Jit.name())?,
-            Err(error) => refused = Some(error),
+/// Gives every operator that was left to `auto` generated code, if there is any for its shape and type.
+fn set_jit(config: &mut EngineConfig, spec: &DecoderSpec) -> Result<()> {
+    let build = config.load.build_cx(config.kernels()?);
+    let (mut some, mut refused) = (false, None);
+    for shape in config.operator_shapes(spec) {
+        let op = shape.op;
+        if config.load.operators.get(op) == Backend::Auto && op.backends().contains(&Backend::Jit) {
+            match build.resolve(shape, Backend::Jit.into()) {
+                Ok(_) => config.load.operators.set(op.name(), Backend::Jit.name())?,
+                Err(error) => refused = Some(error),
+            }
         }
+        some |= config.load.operators.get(op) == Backend::Jit;
     }
-    let some = config.load.operators.iter().any(|(_, backend)| backend == Backend::Jit);
     match refused.filter(|_| !some) {
-        Some(OpError::Unavailable { .. }) => {
-            let missing = JitError::Isa { needed: Isa::Avx512Bf16, actual: kernels.isa() };
+        Some(OpError::Unavailable { .. }) if config.isa < Isa::Avx512Bf16 => {
+            let missing = JitError::Isa { needed: Isa::Avx512Bf16, actual: config.isa };
             Err(RuntimeError::from(missing).into())
         }
         Some(error) => Err(Usage(error.to_string()).into()),

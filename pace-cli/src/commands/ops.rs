@@ -25,7 +25,7 @@ struct Cell {
 
 pub(crate) fn run(args: &OpsArgs) -> Result<()> {
     let isa = Isa::from_env().map_err(RuntimeError::from)?;
-    let kernels = Kernels::new(isa).ok_or(RuntimeError::from(IsaError::Unsupported(isa)))?;
+    let kernels = Kernels::new(isa).ok_or(IsaError::Unsupported(isa)).map_err(RuntimeError::from)?;
     let build = BuildCx::new(kernels);
     let cells = cells(&build);
     match args.format {

@@ -29,6 +29,7 @@ fn the_json_object_has_the_documented_keys_and_types() {
         "finish_reason",
         "seed",
         "threads",
+        "operators",
         "prefill_steps",
         "kv_cache",
         "timings",

@@ -1,9 +1,9 @@
-//! Operators and their backends: `ops`, `jit dump`.
+//! Operators and their backends: `ops`, `jit dump`, `plan`, and what `info`, `generate` and `bench` say of them.
 
 use pace_kernels::Isa;
 use serde_json::Value;
 
-use super::common::{Call, pace};
+use super::common::{Call, arg, fixture, pace};
 use super::{json, keys};
 
 /// What `ops` says on a tier.
@@ -79,8 +79,9 @@ fn jit_dump_lists_what_a_model_is_run_with() {
     if !has_jit() {
         return;
     }
+    let dir = fixture("rope-llama3");
     let list = |args: &[&str]| {
-        let head = ["jit", "dump", "-m", "random:tiny", "--format", "json"];
+        let head = ["jit", "dump", "-m", arg(&dir), "--format", "json"];
         json(&pace(&[&head, args].concat()))
     };
     let names = |out: &Value| -> Vec<String> {
@@ -98,7 +99,7 @@ fn jit_dump_lists_what_a_model_is_run_with() {
     // Every name in the list is one that can be asked for.
     let code = pace(&["jit", "dump", &all[0]]);
     assert!(code.text().lines().last().unwrap().ends_with("ret"), "{}", code.text());
-    let text = pace(&["jit", "dump", "-m", "random:tiny"]);
+    let text = pace(&["jit", "dump", "-m", arg(&dir)]);
     assert!(text.text().starts_with("kernel") && text.text().contains(&all[0]), "{}", text.text());
 }
 
@@ -127,4 +128,95 @@ fn jit_dump_says_why_there_is_nothing_to_dump() {
         out.assert_refused(5, &["generated kernels need avx512-bf16", "avx512-vnni"]);
         pace(&[&args[..], &["--dtype", "f32"]].concat()).assert_refused(2, &["`jit` for f32"]);
     }
+}
+
+#[test]
+fn info_says_what_a_model_would_be_computed_with() {
+    let info =
+        |args: &[&str]| json(&pace(&[&["info", "random:llama-1b", "--format", "json"], args].concat()));
+    let out = info(&[]);
+    assert_eq!((&out["operators"]["mlp"], &out["operators"]["attention"]), (&"tpp".into(), &"flash".into()));
+    assert_eq!(out["bit_equal"], true);
+    let out = info(&["--op", "mlp=native", "--op", "norm=native"]);
+    assert_eq!((&out["operators"]["mlp"], &out["bit_equal"]), (&"native".into(), &false.into()));
+    assert_eq!(
+        (&out["chosen_by"]["mlp"], &out["chosen_by"]["rope"]),
+        (&"configuration".into(), &"rule".into())
+    );
+    assert_eq!(info(&["--op", "norm=native"])["bit_equal"], true, "norms are computed row by row");
+    let text = |args: &[&str]| pace(&[&["info", "random:llama-1b"], args].concat()).text().to_owned();
+    for part in ["operators      tpp: norm, qkv_projection", "flash: attention", "whatever the batch: yes"] {
+        assert!(text(&[]).contains(part), "{part}: {}", text(&[]));
+    }
+    let mixed = text(&["--op", "mlp=native", "--op", "lm_head=native", "--op", "norm=native"]);
+    assert!(mixed.contains("whatever the batch: no: NATIVE computes mlp, lm_head\n"), "{mixed}");
+    let tiny = pace(&["info", "random:tiny"]);
+    assert!(tiny.text().contains("no: NATIVE computes attention"), "heads of 12: {}", tiny.text());
+    let args = ["info", "random:tiny", "--dtype", "f32", "--op", "mlp=jit"];
+    pace(&args).assert_refused(2, &["mlp has no backend `jit` for f32"]);
+}
+
+#[test]
+fn results_say_what_computed_them() {
+    let args = ["generate", "-m", "random:tiny", "--prompt-tokens", "1,2", "-n", "2", "--format", "json"];
+    let out = json(&pace(&[&args[..], &["--op", "mlp=native"]].concat()));
+    let operators = ["norm", "qkv_projection", "rope", "attention", "out_projection", "mlp", "lm_head"];
+    assert!(operators.iter().all(|op| out["operators"][op].is_string()), "{out}");
+    assert_eq!((&out["operators"]["mlp"], &out["operators"]["norm"]), (&"native".into(), &"tpp".into()));
+    let bench = ["bench", "-m", "random:tiny", "-p", "4", "-n", "0", "-r", "1", "-o", "json"];
+    let out = json(&pace(&[&bench[..], &["--op", "mlp=native"]].concat()));
+    assert_eq!(out[0]["op_config"], "mlp=native");
+}
+
+#[test]
+fn a_plan_is_measured_once_and_then_used() {
+    let cache = tempfile::tempdir().unwrap();
+    let call = |args: &[&str]| Call::new(args).env("PACE_CACHE", arg(cache.path())).run();
+    let plan = ["plan", "-m", "random:tiny", "-t", "1", "--dtype", "f32"];
+    let out = json(&call(&[&plan[..], &["--format", "json"]].concat()));
+    assert_eq!(keys(&out), ["model", "machine", "file", "measured_shapes", "entries", "bit_equal"]);
+    assert_eq!((&out["measured_shapes"], &out["machine"]["threads"]), (&7.into(), &1.into()));
+    let entries = out["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 7 * 3);
+    for entry in entries {
+        let candidates = entry["candidates"].as_array().unwrap();
+        assert!(candidates.iter().any(|c| c["backend"] == entry["choice"]), "{entry}");
+        let positive = |value: &Value| value.as_f64().unwrap() > 0.0;
+        assert!(candidates.iter().all(|c| positive(&c["seconds"]) && positive(&c["fraction"])), "{entry}");
+    }
+    let file = std::path::Path::new(out["file"].as_str().unwrap());
+    assert!(file.starts_with(cache.path().join("plans")) && file.exists(), "{file:?}");
+    let again = json(&call(&[&plan[..], &["--format", "json"]].concat()));
+    let choices = |out: &Value| {
+        let entries = out["entries"].as_array().unwrap().iter();
+        entries
+            .map(|e| (e["operator"].clone(), e["m_class"].clone(), e["choice"].clone()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((&again["measured_shapes"], choices(&again)), (&0.into(), choices(&out)));
+    let text = call(&plan);
+    for part in ["operator", "of the limit", "mlp", ">16", "--force measures again", "whatever the batch"] {
+        assert!(text.text().contains(part), "{part}: {}", text.text());
+    }
+    the_plan_decides(file, &call);
+}
+
+/// Writes another choice into the plan's file: that is what the model is run with. A damaged file is named and ignored.
+fn the_plan_decides(file: &std::path::Path, call: &dyn Fn(&[&str]) -> super::common::Outcome) {
+    let mut stored: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    for entry in stored["plan"]["entries"].as_array_mut().unwrap() {
+        entry["choice"] = "native".into();
+    }
+    std::fs::write(file, stored.to_string()).unwrap();
+    let args = ["generate", "-m", "random:tiny", "-t", "1", "--dtype", "f32", "--prompt-tokens", "1,2", "-n"];
+    let run = |more: &[&str]| call(&[&args, &["2", "--format", "json"][..], more].concat());
+    let out = run(&[]);
+    assert_eq!(json(&out)["operators"]["mlp"], "native", "{}", out.stderr);
+    let info = call(&["info", "random:tiny", "-t", "1", "--dtype", "f32"]);
+    assert!(info.text().contains("chosen by      plan: norm"), "{}", info.text());
+    assert_eq!(json(&run(&["--op", "mlp=tpp"]))["operators"]["mlp"], "tpp", "flags go before the plan");
+    std::fs::write(file, "{").unwrap();
+    let out = run(&[]);
+    assert_eq!(json(&out)["operators"]["mlp"], "tpp");
+    assert!(out.stderr.contains(file.to_str().unwrap()), "{}", out.stderr);
 }

@@ -2,8 +2,19 @@
 
 use super::common::{Call, arg, fixture, pace};
 
-const COMMANDS: [&str; 10] =
-    ["generate", "chat", "score", "tokenize", "detokenize", "info", "bench", "ops", "jit", "completions"];
+const COMMANDS: [&str; 11] = [
+    "generate",
+    "chat",
+    "score",
+    "tokenize",
+    "detokenize",
+    "info",
+    "bench",
+    "ops",
+    "jit",
+    "plan",
+    "completions",
+];
 
 #[test]
 fn every_command_has_help_with_an_example() {
@@ -21,7 +32,7 @@ fn every_command_has_help_with_an_example() {
 
 #[test]
 fn commands_that_run_a_model_take_the_same_flags() {
-    for command in ["generate", "chat", "score", "bench"] {
+    for command in ["generate", "chat", "score", "bench", "plan"] {
         let help = pace(&[command, "--help"]).text().to_owned();
         for flag in ["--model", "--dtype", "--kv-dtype", "--threads", "--allow-nonfinite"] {
             assert!(help.contains(flag), "{command} {flag}");

@@ -2,27 +2,30 @@
 
 use std::ops::Range;
 
-/// The part of the resident memory of `range` that lies in huge pages.
+/// The part of the resident memory of `ranges`, which do not overlap, that lies in huge pages.
 #[cfg(target_os = "linux")]
-pub(super) fn share(range: Range<usize>) -> Option<f64> {
-    share_in(&std::fs::read_to_string("/proc/self/smaps").ok()?, range)
+pub(crate) fn share(ranges: &[Range<usize>]) -> Option<f64> {
+    share_in(&std::fs::read_to_string("/proc/self/smaps").ok()?, ranges)
 }
 
 /// Only Linux tells.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn share(_range: Range<usize>) -> Option<f64> {
+pub(crate) fn share(_ranges: &[Range<usize>]) -> Option<f64> {
     None
 }
 
-/// What the mappings that overlap `range` say: each counts by its resident memory, or by the overlap if
+/// What the mappings that overlap `ranges` say: each counts by its resident memory, or by the overlap if
 /// that is smaller. `None` if none of them has any.
 #[cfg(any(target_os = "linux", test))]
-fn share_in(smaps: &str, range: Range<usize>) -> Option<f64> {
+fn share_in(smaps: &str, ranges: &[Range<usize>]) -> Option<f64> {
     let (mut huge, mut all) = (0.0, 0.0);
     let (mut overlap, mut resident) = (0, 0);
     for line in smaps.lines() {
         if let Some(mapping) = addresses(line) {
-            overlap = mapping.end.min(range.end).saturating_sub(mapping.start.max(range.start));
+            let common = |range: &Range<usize>| {
+                mapping.end.min(range.end).saturating_sub(mapping.start.max(range.start))
+            };
+            overlap = ranges.iter().map(common).sum();
         } else if let Some(bytes) = size(line, "Rss:") {
             resident = bytes;
         } else if let Some(bytes) = size(line, "AnonHugePages:").filter(|_| overlap > 0 && resident > 0) {
@@ -69,13 +72,16 @@ AnonHugePages:         0 kB
 
     #[test]
     fn mappings_count_by_what_is_resident() {
-        assert_eq!(share_in(SMAPS, 0x1000..0x3000), Some(0.0));
-        assert_eq!(share_in(SMAPS, 0x200000..0xa00000), Some(0.5));
-        assert_eq!(share_in(SMAPS, 0x300000..0x301000), Some(0.5));
-        assert_eq!(share_in(SMAPS, 0x2000..0x201000), Some(0.25));
-        assert_eq!(share_in(SMAPS, 0xb00000..0xc00000), None);
-        assert_eq!(share_in(SMAPS, 0xd00000..0xe00000), None);
-        assert_eq!(share_in(SMAPS, 0x1000..0x1000), None);
-        assert_eq!(share_in("", 0..usize::MAX), None);
+        let share = |range: Range<usize>| share_in(SMAPS, std::slice::from_ref(&range));
+        assert_eq!(share(0x1000..0x3000), Some(0.0));
+        assert_eq!(share(0x200000..0xa00000), Some(0.5));
+        assert_eq!(share(0x300000..0x301000), Some(0.5));
+        assert_eq!(share(0x2000..0x201000), Some(0.25));
+        assert_eq!(share(0xb00000..0xc00000), None);
+        assert_eq!(share(0xd00000..0xe00000), None);
+        assert_eq!(share(0x1000..0x1000), None);
+        assert_eq!(share_in("", &[Range { start: 0, end: usize::MAX }]), None);
+        let parts = [0x1000..0x3000, 0x200000..0x201000, 0x205000..0x206000];
+        assert_eq!(share_in(SMAPS, &parts), Some(0.25));
     }
 }

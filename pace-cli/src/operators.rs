@@ -1,0 +1,121 @@
+//! What operators are computed with, as every command says it.
+
+use pace_ops::{Chosen, Operator};
+use pace_runtime::EngineInfo;
+use serde_json::{Value, json};
+
+/// `{operator: backend}`; what shapes of one operator differ in is separated by commas.
+pub(crate) fn to_json(chosen: &[Chosen]) -> Value {
+    map(chosen, |chosen| chosen.choice.to_string())
+}
+
+/// `{operator: who chose its backend}`.
+pub(crate) fn chosen_by(chosen: &[Chosen]) -> Value {
+    map(chosen, |chosen| chosen.by.name().to_owned())
+}
+
+/// `tpp: norm, mlp; flash: attention`.
+pub(crate) fn to_text(chosen: &[Chosen]) -> String {
+    groups(chosen, |chosen| chosen.choice.to_string())
+}
+
+/// `rule: norm, attention; configuration: mlp`.
+pub(crate) fn chosen_by_text(chosen: &[Chosen]) -> String {
+    groups(chosen, |chosen| chosen.by.name().to_owned())
+}
+
+fn map(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> Value {
+    let entries = by_operator(chosen, name).into_iter();
+    Value::Object(entries.map(|(op, names)| (op.name().to_owned(), json!(names.join(", ")))).collect())
+}
+
+fn groups(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> String {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for (operator, backends) in by_operator(chosen, name) {
+        let backends = backends.join(", ");
+        match groups.iter_mut().find(|(name, _)| *name == backends) {
+            Some((_, operators)) => operators.push(operator.name()),
+            None => groups.push((backends, vec![operator.name()])),
+        }
+    }
+    let group = |(name, operators): (String, Vec<&str>)| format!("{name}: {}", operators.join(", "));
+    groups.into_iter().map(group).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether a sequence gets the same bits in any batch, and if not, because of what.
+pub(crate) fn bits(chosen: &[Chosen], bit_equal: bool) -> String {
+    if bit_equal {
+        return "the same bits whatever the batch: yes".to_owned();
+    }
+    // Norms and RoPE are computed row by row.
+    let exempt = |op| matches!(op, Operator::Norm | Operator::Rope);
+    let mut native: Vec<&str> = Vec::new();
+    for chosen in chosen.iter().filter(|c| c.choice.is_native() && !exempt(c.shape.op)) {
+        if !native.contains(&chosen.shape.op.name()) {
+            native.push(chosen.shape.op.name());
+        }
+    }
+    format!("the same bits whatever the batch: no: NATIVE computes {}", native.join(", "))
+}
+
+/// How much of the weights lies in huge pages.
+pub(crate) fn huge_pages(info: &EngineInfo) -> String {
+    match info.huge_share {
+        Some(share) => format!("{:.0} % of the weights in huge pages", 100.0 * share),
+        None => "huge pages: unknown".to_owned(),
+    }
+}
+
+/// What `name` says of each operator, each name once, in the order in which backends were chosen.
+fn by_operator(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> Vec<(Operator, Vec<String>)> {
+    let mut all: Vec<(Operator, Vec<String>)> = Vec::new();
+    for chosen in chosen {
+        let name = name(chosen);
+        match all.iter_mut().find(|(op, _)| *op == chosen.shape.op) {
+            Some((_, names)) if names.contains(&name) => {}
+            Some((_, names)) => names.push(name),
+            None => all.push((chosen.shape.op, vec![name])),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use pace_ops::{Backend, Choice, ChosenBy, OpDType, OpShape};
+
+    use super::*;
+
+    fn chosen(op: Operator, choice: impl Into<Choice>) -> Chosen {
+        Chosen { shape: OpShape::row(op, OpDType::F32, 64), choice: choice.into(), by: ChosenBy::Rule }
+    }
+
+    #[test]
+    fn operators_are_named_with_their_backends() {
+        let mixed = Choice::new([Backend::Tpp, Backend::Tpp, Backend::Imbps]);
+        let all = [
+            chosen(Operator::Norm, Backend::Tpp),
+            chosen(Operator::Attention, Backend::Flash),
+            chosen(Operator::Rope, Backend::Tpp),
+            chosen(Operator::Mlp, mixed),
+            chosen(Operator::Mlp, Backend::Tpp),
+        ];
+        assert_eq!(
+            to_json(&all),
+            json!({"norm": "tpp", "attention": "flash", "rope": "tpp", "mlp": "tpp/tpp/imbps, tpp"})
+        );
+        assert_eq!(to_text(&all), "tpp: norm, rope; flash: attention; tpp/tpp/imbps, tpp: mlp");
+        let mut all = all.to_vec();
+        all[1].by = ChosenBy::Plan;
+        assert_eq!(chosen_by(&all)["attention"], "plan");
+        assert_eq!(chosen_by_text(&all), "rule: norm, rope, mlp; plan: attention");
+    }
+
+    #[test]
+    fn what_costs_the_same_bits_is_named() {
+        assert!(bits(&[chosen(Operator::Norm, Backend::Native)], true).ends_with(": yes"));
+        let ops = [Operator::Norm, Operator::Mlp, Operator::Mlp, Operator::LmHead];
+        let all = ops.map(|op| chosen(op, Backend::Native));
+        assert!(bits(&all, false).ends_with("no: NATIVE computes mlp, lm_head"));
+    }
+}
