@@ -33,14 +33,9 @@ impl Rope {
         Ok(Self { rotary_dim, dtype: dtype.into(), backend: choice.of(MClass::One) })
     }
 
-    /// Rotates heads of f32, one a row, to be timed.
-    pub(crate) fn rotate_sample(&self, cx: &OpCx<'_>, heads: ActMut<'_>) {
-        let ActMut::F32(mut heads) = heads else { return };
-        let angles = RopeAngles { backend: self.backend, ..RopeAngles::sample(cx, self.rotary_dim) };
-        let (table, head_dim) = (angles.table(), heads.cols());
-        for i in 0..heads.rows() {
-            table.rotate_row(cx.kernels, i % angles.tokens(), head_dim, heads.row_mut(i));
-        }
+    /// How pairs are turned.
+    pub(crate) const fn backend(&self) -> Backend {
+        self.backend
     }
 
     /// Space for the angles of `tokens` tokens.
@@ -59,10 +54,10 @@ impl SelfTest for Rope {
         if self.backend == Backend::Native {
             return Ok(());
         }
-        let sample = Sample::new(OpDType::F32);
+        let (sample, rotation) = (Sample::new(OpDType::F32), RotationSample::new(self.rotary_dim));
         let run = |backend| {
             let mut rows = sample.rows(1, self.rotary_dim);
-            Self { backend, ..*self }.rotate_sample(cx, rows.rows_mut(1));
+            rotation.rotate(cx, backend, rows.rows_mut(1));
             rows
         };
         sample.compare(self.backend, &run(self.backend), &run(Backend::Native), 1)
@@ -84,14 +79,10 @@ pub struct RopeAngles<'a> {
 impl<'a> RopeAngles<'a> {
     /// Random angles for any number of tokens that a self-test has.
     pub(crate) fn sample(cx: &OpCx<'a>, rotary_dim: usize) -> Self {
-        const TOKENS: usize = 32;
-        let mut random = Random(0x5851_f42d_4c95_7f2d);
-        let half = rotary_dim / 2;
-        let mut angles =
-            Self { buf: cx.scratch.take(2 * TOKENS * half), tokens: TOKENS, half, backend: Backend::Tpp };
-        let frequencies: Vec<f64> = (0..half).map(|_| f64::from(random.next())).collect();
-        (0..TOKENS).for_each(|token| angles.set(token, token, &frequencies));
-        angles
+        let RotationSample { cos_sin, half } = RotationSample::new(rotary_dim);
+        let mut buf = cx.scratch.take(cos_sin.len());
+        buf.copy_from_slice(&cos_sin);
+        Self { buf, tokens: SAMPLE_TOKENS, half, backend: Backend::Tpp }
     }
 
     /// Sets row `token` to `position` under the inverse frequencies `inv_freq` (`rotary_dim / 2` of them, radians
@@ -122,6 +113,36 @@ impl<'a> RopeAngles<'a> {
             cos: MatRef::new(cos, self.tokens, self.half),
             sin: MatRef::new(sin, self.tokens, self.half),
             backend: self.backend,
+        }
+    }
+}
+
+/// Tokens that random angles are made for.
+const SAMPLE_TOKENS: usize = 32;
+
+/// Random angles, for tests and measurements.
+pub(crate) struct RotationSample {
+    /// Cosines, then sines, `[SAMPLE_TOKENS, half]` each.
+    cos_sin: Vec<f32>,
+    half: usize,
+}
+
+impl RotationSample {
+    pub(crate) fn new(rotary_dim: usize) -> Self {
+        let (mut random, half) = (Random(0x5851_f42d_4c95_7f2d), rotary_dim / 2);
+        let angles: Vec<f32> = (0..SAMPLE_TOKENS * half).map(|_| 3.0 * random.next()).collect();
+        let cos_sin = angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect();
+        Self { cos_sin, half }
+    }
+
+    /// Rotates heads of f32, one a row.
+    pub(crate) fn rotate(&self, cx: &OpCx<'_>, backend: Backend, heads: ActMut<'_>) {
+        let ActMut::F32(mut heads) = heads else { return };
+        let (cos, sin) = self.cos_sin.split_at(self.cos_sin.len() / 2);
+        let view = |angles| MatRef::new(angles, SAMPLE_TOKENS, self.half);
+        let (table, head_dim) = (AngleTable { cos: view(cos), sin: view(sin), backend }, heads.cols());
+        for i in 0..heads.rows() {
+            table.rotate_row(cx.kernels, i % SAMPLE_TOKENS, head_dim, heads.row_mut(i));
         }
     }
 }

@@ -10,6 +10,7 @@ use pace_kernels::{
 };
 
 use crate::attention::SampleKv;
+use crate::rope::RotationSample;
 use crate::self_test::{Random, Sample};
 use crate::{
     Attention, AttentionPlan, AttentionShape, Backend, BuildCx, Linear, MClass, Mlp, MlpWeights, Norm, OpCx,
@@ -18,6 +19,9 @@ use crate::{
 
 /// Bytes of weights that no cache keeps a part of that counts: one and a few rows go through copies of so many.
 const COLD_BYTES: usize = 128 << 20;
+
+/// Copies of small weights, at most.
+const MOST_COPIES: usize = 128;
 
 /// Bytes of weights that stay in cache between forwards anyway.
 const WARM_BYTES: usize = 64 << 10;
@@ -59,7 +63,7 @@ impl Candidates {
     pub(super) fn new(cx: &OpCx<'_>, build: &BuildCx, shape: OpShape) -> Result<Self, OutOfMemory> {
         let mut weights = Weights { cx, build, shape, packed: Vec::new() };
         let (bytes, mut built) = (weight_bytes(shape), Vec::new());
-        let copies = if bytes > WARM_BYTES { COLD_BYTES.div_ceil(bytes).min(16) } else { 1 };
+        let copies = if bytes > WARM_BYTES { COLD_BYTES.div_ceil(bytes).min(MOST_COPIES) } else { 1 };
         // The order of preference among those that are as fast.
         for backend in [Backend::Tpp, Backend::Flash, Backend::Jit, Backend::Imbps, Backend::Native] {
             if build.resolve(shape, backend.into()).is_ok() {
@@ -90,14 +94,18 @@ impl Candidates {
         let mut times: Vec<Vec<f64>> = vec![Vec::new(); self.built.len()];
         // The first round warms up: it makes code, takes memory, and is forgotten.
         for round in 0..64 {
-            for ((backend, copies), times) in self.built.iter().zip(&mut times) {
+            // Another one begins each round, and nobody meets the weights that the one before has just read.
+            for turn in 0..self.built.len() {
+                let i = (round + turn) % self.built.len();
+                let (backend, copies) = &self.built[i];
+                let copy = &copies[(round * self.built.len() + turn) % copies.len()];
                 let start = Instant::now();
-                copies[round % copies.len()](cx, self.input.rows(rows), self.output.rows_mut(rows));
+                copy(cx, self.input.rows(rows), self.output.rows_mut(rows));
                 if let Some((_, delay)) = self.delay.filter(|(slow, _)| slow == backend) {
                     std::thread::sleep(delay);
                 }
                 if round > 0 {
-                    times.push(start.elapsed().as_secs_f64());
+                    times[i].push(start.elapsed().as_secs_f64());
                 }
             }
             if round >= 3 && start.elapsed().as_secs_f64() > BUDGET {
@@ -209,7 +217,8 @@ impl Weights<'_> {
             }
             OpSize::Row { cols } if shape.op == Operator::Rope => {
                 let rope = Rope::new(build, cols, shape.dtype.activations(), backend).expect(BUILDS);
-                Ok(Box::new(move |cx, _, output| rope.rotate_sample(cx, output)))
+                let sample = RotationSample::new(cols);
+                Ok(Box::new(move |cx, _, output| sample.rotate(cx, rope.backend(), output)))
             }
             OpSize::Row { cols } => {
                 let dtype = shape.dtype.activations();
