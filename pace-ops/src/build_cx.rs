@@ -152,6 +152,17 @@ mod tests {
     }
 
     #[test]
+    fn without_executable_memory_generated_code_is_unavailable_and_auto_does_without() {
+        let refused = JitError::Memory(std::io::ErrorKind::PermissionDenied.into());
+        let cx = BuildCx { jit: Err(Arc::new(refused)), ..BuildCx::new(Kernels::detect()) };
+        let error = cx.check(Operator::Attention, Backend::Jit, OpDType::Bf16).unwrap_err();
+        assert!(matches!(error, OpError::Unavailable { .. }), "{error}");
+        assert!(error.to_string().contains("no executable memory"), "{error}");
+        let shape = OpShape::matrix(Operator::QkvProjection, OpDType::Bf16, 64, 64);
+        assert_eq!(cx.resolve(shape, Backend::Auto.into()).unwrap(), Backend::Tpp.into());
+    }
+
+    #[test]
     fn heads_that_are_not_tiled_are_left_to_the_reference() {
         let cx = BuildCx::new(Kernels::detect());
         let size = OpSize::Heads { n_heads: 4, n_kv_heads: 2, head_dim: 12 };

@@ -47,6 +47,7 @@ fn main() -> Result<()> {
     let spec = files.spec();
     let linear =
         2 * (spec.parameters() - spec.vocab_size * spec.hidden * if spec.tied_embeddings { 1 } else { 2 });
+    let gflop = linear as f64 / 1e9;
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
@@ -56,32 +57,57 @@ fn main() -> Result<()> {
     writeln!(out, "|---|---|---:|---:|---:|")?;
     let prefill = args.n_prompt.iter().map(|&n| (n, 1));
     for (prompt, new) in prefill.chain([(1, args.n_gen)]).filter(|&(p, n)| p + n > 1) {
-        let mut rates = vec![Vec::new(); engines.len()];
-        let mut peaks = vec![Vec::new(); engines.len()];
-        for round in 0..=args.samples {
-            for (i, engine) in engines.iter().enumerate() {
-                let before = limits.peak(Unit::Bf16);
-                let (first, rest) = run(engine, prompt, new)?;
-                let after = limits.peak(Unit::Bf16);
-                let seconds = if new == 1 { first } else { first + rest }.as_secs_f64();
-                if round > 0 {
-                    rates[i].push(if new == 1 { prompt } else { new } as f64 / seconds);
-                    peaks[i].push((before + after) / 2.0);
-                }
-            }
-        }
+        let measured = measure(&engines, &limits, args.samples, prompt, new)?;
         let test = if new == 1 { format!("prefill {prompt}") } else { format!("decode {new}") };
-        for (i, name) in args.configs.iter().enumerate() {
-            let ratio =
-                |of: &[f64]| median(&mut rates[i].iter().zip(of).map(|(a, b)| a / b).collect::<Vec<_>>());
-            let of_peak = linear as f64 / 1e9 * ratio(&peaks[i]);
-            let to_first = ratio(&rates[0]);
-            let rate = median(&mut rates[i].clone());
+        for (name, engine) in args.configs.iter().zip(&measured) {
+            let rate = median(&mut engine.rates.clone());
+            let (to_first, of_peak) = (engine.ratio(&measured[0].rates), gflop * engine.ratio(&engine.peaks));
             writeln!(out, "| {test} | {name} | {rate:.1} | {to_first:.3} | {of_peak:.3} |")?;
         }
         out.flush()?;
     }
     Ok(())
+}
+
+/// The samples of one configuration.
+#[derive(Clone, Default)]
+struct Samples {
+    /// Tokens a second.
+    rates: Vec<f64>,
+    /// The bf16 peak around each, in GFLOP/s.
+    peaks: Vec<f64>,
+}
+
+impl Samples {
+    /// The median of the rates by `other`, sample by sample.
+    fn ratio(&self, other: &[f64]) -> f64 {
+        median(&mut self.rates.iter().zip(other).map(|(rate, other)| rate / other).collect::<Vec<_>>())
+    }
+}
+
+/// Lets the engines take turns. The first round is not counted.
+fn measure(
+    engines: &[EngineHandle],
+    limits: &Limits<'_>,
+    samples: u32,
+    prompt: usize,
+    new: usize,
+) -> Result<Vec<Samples>> {
+    let mut measured = vec![Samples::default(); engines.len()];
+    for round in 0..=samples {
+        for (engine, measured) in engines.iter().zip(&mut measured) {
+            let before = limits.peak(Unit::Bf16);
+            let (first, rest) = run(engine, prompt, new)?;
+            let after = limits.peak(Unit::Bf16);
+            // The forward of a decode's one prompt token makes the first of its new tokens.
+            let (tokens, time) = if new == 1 { (prompt, first) } else { (new, first + rest) };
+            if round > 0 {
+                measured.rates.push(tokens as f64 / time.as_secs_f64());
+                measured.peaks.push((before + after) / 2.0);
+            }
+        }
+    }
+    Ok(measured)
 }
 
 /// Times of the prompt and of the answer.
