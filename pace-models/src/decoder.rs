@@ -175,7 +175,8 @@ fn load_vocabulary(loader: &mut TensorLoader<'_>) -> Result<(Embedding, LmHead),
     let embedding = if tied_embeddings {
         Arc::clone(&head)
     } else {
-        loader.matrix(&[Role::Embedding], hidden, format)?
+        let packed = loader.build().pack_spec(shape, Backend::Native.into(), format);
+        loader.matrix(&[Role::Embedding], hidden, packed)?
     };
     let lm_head = LmHead::new(loader.build(), head, choice)?;
     Ok((Embedding::new(embedding), loader.admit(lm_head)))

@@ -80,9 +80,11 @@ pub struct UnknownName {
 impl UnknownName {
     pub(crate) fn new(found: &str, known: &[&'static str]) -> Self {
         let lower = found.to_ascii_lowercase();
+        // AMD PACE's prefixes are no part of the name.
+        let lower = lower.rsplit_once('.').map_or(lower.as_str(), |(_, name)| name);
         // The first knows abbreviations (attn), the second letters that changed places in short names (mpl).
         let likeness = |name: &str| {
-            strsim::jaro_winkler(&lower, name).max(strsim::normalized_damerau_levenshtein(&lower, name))
+            strsim::jaro_winkler(lower, name).max(strsim::normalized_damerau_levenshtein(lower, name))
         };
         let nearest = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
         Self {
@@ -261,6 +263,7 @@ mod tests {
         assert_eq!("LLMBackendType.TPP".parse::<Backend>().unwrap(), Backend::Tpp);
         let err = "tp".parse::<Backend>().unwrap_err();
         assert!(err.to_string().contains("native") && err.nearest == Some("tpp"), "{err}");
+        assert_eq!("LLMBackendType.TTP".parse::<Backend>().unwrap_err().nearest, Some("tpp"));
         assert_eq!("zz".parse::<Backend>().unwrap_err().nearest, None);
     }
 

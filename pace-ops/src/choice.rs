@@ -91,12 +91,12 @@ impl<B: ?Sized> ByClass<B> {
         (*backend, built)
     }
 
-    /// Every backend, with a number of rows that it serves.
+    /// The backend of every class, with a number of rows of that class.
     pub(crate) fn each(&self) -> impl Iterator<Item = (Backend, usize, &B)> {
         const ROWS: [usize; 3] = [1, 3, 17];
-        self.built.iter().enumerate().map(|(i, (backend, built))| {
-            let class = self.at.iter().position(|&at| at == i).unwrap_or_default();
-            (*backend, ROWS[class], built.as_ref())
+        ROWS.into_iter().map(|rows| {
+            let (backend, built) = self.of(rows);
+            (backend, rows, built)
         })
     }
 }
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(builds, 2);
         assert_eq!([1, 2, 16, 17].map(|rows| built.of(rows).1), ["jit", "tpp", "tpp", "jit"]);
         let each: Vec<_> = built.each().map(|(backend, rows, _)| (backend, rows)).collect();
-        assert_eq!(each, [(Backend::Jit, 1), (Backend::Tpp, 3)]);
+        assert_eq!(each, [(Backend::Jit, 1), (Backend::Tpp, 3), (Backend::Jit, 17)]);
         assert_eq!(choice.to_string(), "jit/tpp/jit");
     }
 

@@ -133,7 +133,7 @@ impl SelfTest for Mlp {
         for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
             let x = sample.rows(rows, self.weights.hidden());
             let run = |by: &dyn MlpBackend| {
-                let mut residual = sample.rows(rows, self.weights.hidden());
+                let mut residual = Sample::zeros(x.dtype(), rows, self.weights.hidden());
                 by.forward(cx, x.rows(rows), residual.rows_mut(rows));
                 residual
             };

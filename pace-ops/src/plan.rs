@@ -62,18 +62,19 @@ impl Plan {
         shapes: &[OpShape],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, OutOfMemory> {
-        Self::measure_candidates(cx, shapes, progress, &|shape| Candidates::new(cx, build, shape))
+        let memory = (4 * build.l3_bytes).max(256 << 20);
+        Self::measure_candidates(cx, memory, shapes, progress, &|shape| Candidates::new(cx, build, shape))
     }
 
+    /// `memory` bytes are four times all last-level caches or more.
     fn measure_candidates(
         cx: &OpCx<'_>,
+        memory: usize,
         shapes: &[OpShape],
         progress: &mut dyn FnMut(usize, usize),
         candidates: &dyn Fn(OpShape) -> Result<Candidates, OutOfMemory>,
     ) -> Result<Self, OutOfMemory> {
-        /// Four times the last-level caches of most CPUs.
-        const MEMORY: usize = 256 << 20;
-        let limits = Limits::measure(cx.kernels, cx.par, MEMORY)?;
+        let limits = Limits::measure(cx.kernels, cx.par, memory)?;
         let mut plan = Self::default();
         for (i, &shape) in shapes.iter().enumerate() {
             progress(i, shapes.len());
@@ -89,7 +90,9 @@ impl Plan {
     pub fn choice(&self, shape: OpShape) -> Option<Choice> {
         let of = |class| Some(self.entries.iter().find(|e| e.shape == shape && e.class == class)?.choice);
         let [one, few, many] = MClass::ALL.map(of);
-        Choice::checked([one?, few?, many?])
+        let measured = [one?, few?, many?];
+        // A file may be edited: a plan names what was measured.
+        if measured.contains(&Backend::Auto) { None } else { Choice::checked(measured) }
     }
 }
 
@@ -102,13 +105,16 @@ const fn unit(dtype: OpDType) -> Unit {
     }
 }
 
+/// What two measurements of the same may differ by.
+const NOISE: f64 = 1.02;
+
 /// What follows from the measurements of a shape, class by class.
 fn entries(shape: OpShape, limits: &Limits, measured: &[(MClass, Runs)]) -> Vec<PlanEntry> {
     let seconds = |runs: &Runs, native: bool| {
         let of = runs.seconds.iter().filter(move |(b, _)| (*b == Backend::Native) == native);
         of.map(|&(_, s)| s).fold(f64::INFINITY, f64::min)
     };
-    let native = measured.iter().all(|(_, runs)| seconds(runs, true) < seconds(runs, false));
+    let native = measured.iter().all(|(_, runs)| seconds(runs, true) * NOISE < seconds(runs, false));
     let entry = |(class, runs): &(MClass, Runs)| {
         let limit_seconds = limits.seconds(unit(shape.dtype), runs.flops, runs.bytes);
         let candidate = |&(backend, seconds): &(Backend, f64)| Candidate {
@@ -126,8 +132,6 @@ fn entries(shape: OpShape, limits: &Limits, measured: &[(MClass, Runs)]) -> Vec<
 /// The backend to use of those measured, in the order of preference, and why; `native` if the reference wins every
 /// class.
 fn choose(measured: &[(Backend, f64)], native: bool) -> (Backend, String) {
-    /// What two measurements of the same may differ by.
-    const NOISE: f64 = 1.02;
     let allowed = || measured.iter().filter(|(b, _)| (*b == Backend::Native) == native);
     let Some(&fastest) = allowed().min_by(|a, b| a.1.total_cmp(&b.1)) else {
         return (Backend::Native, "there is no other".to_owned());
@@ -179,7 +183,7 @@ mod tests {
                 candidates.slow_down(backend, Duration::from_millis(2));
                 Ok(candidates)
             };
-            let plan = Plan::measure_candidates(&cx, &[shape], &mut |_, _| {}, &candidates).unwrap();
+            let plan = Plan::measure_candidates(&cx, 1 << 20, &[shape], &mut |_, _| {}, &candidates).unwrap();
             assert_eq!(plan.entries.len(), MClass::ALL.len());
             assert!(
                 plan.entries.iter().all(|e| e.candidates.len() == 2 && e.limit_seconds > 0.0),

@@ -110,7 +110,7 @@ impl Selection {
         {
             tracing::warn!("{shape}: {mismatch}; the reference computes {} instead", shape.op);
             self.demotions.push(Demotion { shape, reason: mismatch.to_string() });
-            for chosen in self.chosen.iter_mut().filter(|c| c.shape.op == shape.op) {
+            for chosen in self.chosen.iter_mut().filter(|c| c.shape == shape) {
                 (chosen.choice, chosen.by) = (Backend::Native.into(), ChosenBy::SelfTest);
             }
             op.set_native();

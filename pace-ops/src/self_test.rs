@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use pace_kernels::{ActBuf, ActMut, ActRef, bf16};
+use pace_kernels::{ActBuf, ActMut, ActRef, DType, bf16};
 
 use crate::{Backend, OpCx, OpDType, OpShape};
 
@@ -64,6 +64,16 @@ impl Sample {
             ActMut::Bf16(mut m) => {
                 (0..rows).for_each(|i| m.row_mut(i).fill_with(|| bf16::from_f32(random.next())));
             }
+        }
+        buf
+    }
+
+    /// Rows of zeros: nothing that is added to them hides behind what was there.
+    pub(crate) fn zeros(dtype: DType, rows: usize, cols: usize) -> ActBuf {
+        let mut buf = ActBuf::new(dtype, cols);
+        match buf.rows_mut(rows) {
+            ActMut::F32(mut m) => (0..rows).for_each(|i| m.row_mut(i).fill(0.0)),
+            ActMut::Bf16(mut m) => (0..rows).for_each(|i| m.row_mut(i).fill(bf16::ZERO)),
         }
         buf
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, PackedWeights};
+use pace_kernels::{ActMut, ActRef, DType, PackedWeights};
 
 use super::native::NativeMatrix;
 use super::panels::PanelLinear;
@@ -100,15 +100,17 @@ impl Projection {
         built.forward(cx, a, self.bias.as_deref(), out, finish);
     }
 
-    /// Runs every backend once and compares it with the reference.
+    /// Runs the backend of every class and compares it with the reference.
     pub(crate) fn self_test(&self, cx: &OpCx<'_>, finish: Finish<'_>) -> Result<(), Mismatch> {
         let native = NativeMatrix::new(Arc::clone(&self.weights));
         let sample = Sample::new(OpDType::from(self.weights.format()));
         let bias = self.bias.as_deref();
+        let logits = self.shape.op == Operator::LmHead;
+        let dtype = if logits { DType::F32 } else { self.shape.dtype.activations() };
         for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
             let a = sample.rows(rows, self.weights.k());
             let run = |by: &dyn LinearBackend| {
-                let mut out = sample.rows(rows, self.weights.n());
+                let mut out = Sample::zeros(dtype, rows, self.weights.n());
                 by.forward(cx, a.rows(rows), bias, out.rows_mut(rows), finish);
                 out
             };

@@ -10,7 +10,7 @@
 //! after every chunk are what it costs. So it splits by itself only where those rows would leave the cache.
 //!
 //! A block has so many rows that its intermediate rows and its sums take no more than the intermediate rows of two
-//! chunks would for all rows: less scratch memory than TPP from three chunks on.
+//! chunks would for all rows, but no fewer than 64: below that the sums come on top.
 
 use std::sync::Arc;
 
@@ -56,9 +56,9 @@ impl ImbpsMlp {
         let ffn = self.weights.ffn();
         let chunks = self.chunks.unwrap_or_else(|| {
             // Half of the last-level caches for the rows that a product goes through at once, half for the weights.
-            (rows.min(PRODUCT_ROWS) * ffn * bytes).div_ceil(self.l3_bytes / 2).max(1)
+            (rows.min(PRODUCT_ROWS) * ffn * bytes).div_ceil((self.l3_bytes / 2).max(1))
         });
-        ffn.div_ceil(chunks).next_multiple_of(self.unit()).min(ffn.max(1))
+        ffn.div_ceil(chunks.max(1)).next_multiple_of(self.unit()).min(ffn).max(1)
     }
 
     /// Rows of a block: see the module.
@@ -78,7 +78,7 @@ impl ImbpsMlp {
         let parts = if w.gated() { 2 } else { 1 };
         let mut chunk_bias = cx.scratch.take(if w.up_bias.is_some() { parts * len } else { 0 });
         if let Some(bias) = &w.up_bias {
-            for (part, out) in chunk_bias.chunks_exact_mut(len).enumerate() {
+            for (part, out) in chunk_bias.chunks_exact_mut(len.max(1)).enumerate() {
                 out.copy_from_slice(&bias[part * w.ffn() + start..][..len]);
             }
         }
@@ -95,7 +95,8 @@ impl ImbpsMlp {
         let mut sums = cx.scratch.take(if chunk < ffn { rows * hidden } else { 0 });
         let down_epilogue =
             Epilogue { bias: w.down_bias.as_deref(), accumulate: true, ..Epilogue::default() };
-        for start in (0..ffn).step_by(chunk) {
+        // Without intermediate dimensions there is one empty chunk: the bias is still added.
+        for start in (0..ffn.max(1)).step_by(chunk) {
             let len = chunk.min(ffn - start);
             let mut inner = cx.act(x.dtype(), rows, len);
             self.up(cx, &gemm, x, start, inner.view_mut());

@@ -17,7 +17,8 @@ use crate::{
     OpDType, OpShape, OpSize, Operator, Rope,
 };
 
-/// Bytes of weights that no cache keeps a part of that counts: one and a few rows go through copies of so many.
+/// Bytes of weights that no cache keeps a part of that counts, at least: one and a few rows go through copies of so
+/// many. Twice the last-level caches, where those are larger.
 const COLD_BYTES: usize = 128 << 20;
 
 /// Copies of small weights, at most.
@@ -63,7 +64,8 @@ impl Candidates {
     pub(super) fn new(cx: &OpCx<'_>, build: &BuildCx, shape: OpShape) -> Result<Self, OutOfMemory> {
         let mut weights = Weights { cx, build, shape, packed: Vec::new() };
         let (bytes, mut built) = (weight_bytes(shape), Vec::new());
-        let copies = if bytes > WARM_BYTES { COLD_BYTES.div_ceil(bytes).min(MOST_COPIES) } else { 1 };
+        let cold = COLD_BYTES.max(2 * build.l3_bytes);
+        let copies = if bytes > WARM_BYTES { cold.div_ceil(bytes).min(MOST_COPIES) } else { 1 };
         // The order of preference among those that are as fast.
         for backend in [Backend::Tpp, Backend::Flash, Backend::Jit, Backend::Imbps, Backend::Native] {
             if build.resolve(shape, backend.into()).is_ok() {
