@@ -28,8 +28,10 @@ pub struct LoadOptions {
     pub panel_width: Option<usize>,
     /// Chunks of IMBPS (`IMBPS_BLOCK_SIZE`); none: as many as the rows and the caches suggest.
     pub imbps_chunks: Option<usize>,
-    /// Bytes of all last-level caches, for the number of chunks.
+    /// Bytes of all last-level caches together, for measurements.
     pub l3_bytes: Option<usize>,
+    /// Bytes of the smallest last-level cache of the engine's CPUs, for the number of chunks.
+    pub smallest_l3: Option<usize>,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,
@@ -48,6 +50,7 @@ impl LoadOptions {
             panel_width: None,
             imbps_chunks: None,
             l3_bytes: None,
+            smallest_l3: None,
             allow_nonfinite: false,
         }
     }
@@ -58,6 +61,7 @@ impl LoadOptions {
         build.panel_width = self.panel_width.unwrap_or(build.panel_width);
         build.imbps_chunks = self.imbps_chunks;
         build.l3_bytes = self.l3_bytes.unwrap_or(build.l3_bytes);
+        build.smallest_l3 = self.smallest_l3.unwrap_or(build.smallest_l3);
         build
     }
 }

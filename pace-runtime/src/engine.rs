@@ -60,12 +60,14 @@ impl EngineConfig {
             DType::F32 => (WeightFormat::F32, DType::F32),
             DType::F16 | DType::Bf16 => (WeightFormat::Bf16, DType::Bf16),
         };
+        let smallest_l3 = topology::smallest_l3(Path::new("/"), &budget.cpus);
         Ok(Self {
             pin: budget.whole,
             cpus: budget.cpus,
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
+                smallest_l3,
                 ..LoadOptions::new(weights, activations)
             },
             kv_cache: KvCacheKind::default(),
