@@ -408,8 +408,10 @@ impl Scheduler {
 
     /// Ends task `i` and frees its cache.
     fn retire(&mut self, i: usize) {
-        let sequence = self.batch.remove(i);
-        self.running.remove(i).finish(Some(sequence.kv), &self.owner);
+        let (sequence, task) = (self.batch.remove(i), self.running.remove(i));
+        // Before the caller hears of the end: whoever asks then must not find it running.
+        self.count_running();
+        task.finish(Some(sequence.kv), &self.owner);
     }
 }
 
