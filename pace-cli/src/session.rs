@@ -51,8 +51,8 @@ impl Session {
     }
 
     /// Starts the engine for an opened model.
-    pub(crate) fn with(files: ModelFiles, config: EngineConfig) -> Result<Self> {
-        let (files, operators) = (Arc::new(files), config.load.operators);
+    pub(crate) fn with(files: impl Into<Arc<ModelFiles>>, config: EngineConfig) -> Result<Self> {
+        let (files, operators) = (files.into(), config.load.operators);
         let engine = EngineHandle::start(&files, config, load_progress())?;
         let info = engine.info();
         tracing::info!(
