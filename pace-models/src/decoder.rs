@@ -1,5 +1,6 @@
 //! [`Decoder`]: the one implementation of [`Model`], driven by a [`DecoderSpec`].
 
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Placement, Unit};
@@ -52,8 +53,13 @@ impl Decoder {
         arch.validate_shapes(source, spec)?;
         let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
         let (activations, bytes) = (options.activations, spec.weight_bytes(options.weights));
-        let arena = Arena::new(Placement::default());
-        let mut loader = TensorLoader { source, arch, spec, options, selection, par, arena, progress };
+        let arena = match &options.shared {
+            Some(memory) => Arena::shared(Placement::default(), Arc::clone(memory)),
+            None => Arena::new(Placement::default()),
+        };
+        let layout = DefaultHasher::new();
+        let mut loader =
+            TensorLoader { source, arch, spec, options, selection, par, arena, layout, progress };
         let (embedding, lm_head) = load_vocabulary(&mut loader)?;
         let layers = (0..spec.n_layers).map(|i| Layer::load(&mut loader, i)).collect::<Result<_, _>>()?;
         let final_norm = load_norm(&mut loader, Role::FinalNorm)?;
@@ -70,7 +76,11 @@ impl Decoder {
             lm_head,
             rope,
             frequencies: RopeFrequencies::new(&spec.rope, spec.head_dim),
-            weights: WeightMemory { bytes, huge_share: loader.arena.huge_share() },
+            weights: WeightMemory {
+                bytes,
+                huge_share: loader.arena.huge_share(),
+                layout: loader.layout.finish(),
+            },
             attention: attention_shape(spec),
             selection: loader.selection,
         })

@@ -1,10 +1,13 @@
 //! [`TensorLoader`]: named tensors of a source to packed weights.
 
+use std::hash::{DefaultHasher, Hash};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pace_kernels::{Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Scratch, WeightFormat};
+use pace_kernels::{
+    Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Scratch, SharedMemory, WeightFormat,
+};
 use pace_ops::{BuildCx, Choice, OpCx, OpError, OpShape, OperatorConfig, Plan, Selection, SelfTest};
 
 use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
@@ -30,6 +33,9 @@ pub struct LoadOptions {
     pub imbps_chunks: Option<usize>,
     /// Bytes of all last-level caches, for the number of chunks.
     pub l3_bytes: Option<usize>,
+    /// The memory of the matrices, if other processes are to have them, too, or have filled it already. Files are then
+    /// read for the rest alone.
+    pub shared: Option<Arc<SharedMemory>>,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,
@@ -48,6 +54,7 @@ impl LoadOptions {
             panel_width: None,
             imbps_chunks: None,
             l3_bytes: None,
+            shared: None,
             allow_nonfinite: false,
         }
     }
@@ -73,6 +80,8 @@ pub(crate) struct TensorLoader<'a> {
     pub(crate) par: Par<'a>,
     /// The memory of the matrices.
     pub(crate) arena: Arena,
+    /// What each matrix was packed as, in their order.
+    pub(crate) layout: DefaultHasher,
     pub(crate) progress: &'a (dyn Fn(usize) + Sync),
 }
 
@@ -100,13 +109,14 @@ impl TensorLoader<'_> {
 
     /// Packs the rows of `roles`, one below the other, into one `[n, k]` matrix.
     pub(crate) fn matrix(
-        &self,
+        &mut self,
         roles: &[Role],
         k: usize,
         spec: impl Into<PackSpec>,
     ) -> Result<Arc<PackedWeights>, ModelError> {
         let parts = self.parts(roles);
-        let n = parts.last().map_or(0, |p| p.rows.end);
+        let (n, spec) = (parts.last().map_or(0, |p| p.rows.end), spec.into());
+        (n, k, spec).hash(&mut self.layout);
         let packed = PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
             for part in &parts {
                 let from = rows.start.max(part.rows.start);
@@ -120,6 +130,10 @@ impl TensorLoader<'_> {
             Ok(())
         });
         match packed {
+            Ok(weights) if self.arena.is_filled() => {
+                (self.progress)(n * k);
+                Ok(Arc::new(weights))
+            }
             Ok(weights) => {
                 parts.iter().try_for_each(|part| self.refuse_zeros(part))?;
                 Ok(Arc::new(weights))

@@ -146,6 +146,8 @@ pub struct EngineInfo {
     pub weight_bytes: usize,
     /// The part of the weights' memory that lies in huge pages, from 0 to 1; none where the system does not tell.
     pub huge_share: Option<f64>,
+    /// Tells apart how weights may be packed; processes that share weights have the same.
+    pub weight_layout: u64,
     /// What the operators are computed with.
     pub operators: Vec<Chosen>,
     /// Operators that were left to the reference because a backend failed its self-test.

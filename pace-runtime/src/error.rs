@@ -9,6 +9,7 @@ use pace_ops::KvError;
 use crate::chat::ChatError;
 use crate::config::EnvError;
 use crate::generation_config::GenerationConfigError;
+use crate::instance::PartitionError;
 use crate::sampler::{ParamError, SampleError};
 use crate::tokenizer::TokenizerError;
 
@@ -112,6 +113,9 @@ pub enum RuntimeError {
         /// Where the limit comes from.
         source_of_limit: String,
     },
+    /// The machine cannot be divided so.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
     /// A KV cache would exceed the memory of all caches.
     #[error(
         "a KV cache for {tokens} tokens takes {need} bytes, all caches may hold {limit} (--kv-memory) and {held} are \
@@ -186,6 +190,7 @@ impl RuntimeError {
             )
             | Self::Param(_)
             | Self::Env(_)
+            | Self::Partition(_)
             | Self::EmptyPrompt
             | Self::PromptTooLong { .. }
             | Self::ContextTooLong { .. }

@@ -117,6 +117,7 @@ fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError>
         load_time: start.elapsed(),
         weight_bytes: weights.bytes,
         huge_share: weights.huge_share,
+        weight_layout: weights.layout,
         operators: selection.chosen().to_vec(),
         demotions: selection.demotions().to_vec(),
         bit_equal: selection.is_bit_equal(),
