@@ -31,8 +31,10 @@ pub struct LoadOptions {
     pub panel_width: Option<usize>,
     /// Chunks of IMBPS (`IMBPS_BLOCK_SIZE`); none: as many as the rows and the caches suggest.
     pub imbps_chunks: Option<usize>,
-    /// Bytes of all last-level caches, for the number of chunks.
+    /// Bytes of all last-level caches together, for measurements.
     pub l3_bytes: Option<usize>,
+    /// Bytes of the smallest last-level cache of the engine's CPUs, for the number of chunks.
+    pub smallest_l3: Option<usize>,
     /// The memory of the matrices, if other processes are to have them, too, or have filled it already. Files are then
     /// read for the rest alone.
     pub shared: Option<Arc<SharedMemory>>,
@@ -54,7 +56,11 @@ impl LoadOptions {
             panel_width: None,
             imbps_chunks: None,
             l3_bytes: None,
+<<<<<<< HEAD
             shared: None,
+=======
+            smallest_l3: None,
+>>>>>>> 9cb011af27ddc7a3f85eb85e9d91b358e78761b3
             allow_nonfinite: false,
         }
     }
@@ -65,6 +71,7 @@ impl LoadOptions {
         build.panel_width = self.panel_width.unwrap_or(build.panel_width);
         build.imbps_chunks = self.imbps_chunks;
         build.l3_bytes = self.l3_bytes.unwrap_or(build.l3_bytes);
+        build.smallest_l3 = self.smallest_l3.unwrap_or(build.smallest_l3);
         build
     }
 }

@@ -66,6 +66,7 @@ impl EngineConfig {
             DType::F32 => (WeightFormat::F32, DType::F32),
             DType::F16 | DType::Bf16 => (WeightFormat::Bf16, DType::Bf16),
         };
+        let smallest_l3 = topology::smallest_l3(Path::new("/"), &budget.cpus);
         Ok(Self {
             pin: budget.whole,
             cpus: budget.cpus,
@@ -74,6 +75,7 @@ impl EngineConfig {
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
+                smallest_l3,
                 ..LoadOptions::new(weights, activations)
             },
             kv_cache: KvCacheKind::default(),
