@@ -16,7 +16,8 @@ use pace_models::{DecoderSpec, LoadOptions, Model, ModelError};
 use pace_ops::{Chosen, Demotion, OpCx, OpShape, Profile, Selection};
 
 use crate::kv_cache::KvCacheKind;
-use crate::platform::{ThreadBudget, topology};
+use crate::platform::cores::CoreRequest;
+use crate::platform::{ThreadBudget, affinity, topology};
 use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
 use crate::scheduler::{Generation, Goal, Scheduler, Scoring, Task, check_memory};
 use crate::tokenizer::Tokenizer;
@@ -29,6 +30,12 @@ pub struct EngineConfig {
     pub cpus: Vec<usize>,
     /// Whether threads are pinned to their CPU.
     pub pin: bool,
+    /// The CPUs that threads must not leave while they are not pinned; empty: wherever the process may run.
+    pub within: Vec<usize>,
+    /// Threads of a forward with more than one token of some sequence, of all those in `cpus`; none: all.
+    pub prefill_threads: Option<usize>,
+    /// Threads of a forward with one token of each sequence, of all those in `cpus`; none: all.
+    pub decode_threads: Option<usize>,
     /// The instruction sets to use.
     pub isa: Isa,
     /// Formats and operators.
@@ -47,7 +54,16 @@ impl EngineConfig {
     /// # Errors
     /// `PACE_ISA` asks for what there is not.
     pub fn detect(dtype: DType, threads: Option<usize>) -> Result<Self, RuntimeError> {
-        let budget = ThreadBudget::detect(threads);
+        Self::on_cores(dtype, &CoreRequest::threads(threads))
+    }
+
+    /// As [`detect`](Self::detect), on the CPUs of a request. CPUs that are named are taken to be this engine's own, so
+    /// its threads are pinned there.
+    ///
+    /// # Errors
+    /// As [`detect`](Self::detect); a CPU is named that the process may not use, or a NUMA node that there is not.
+    pub fn on_cores(dtype: DType, request: &CoreRequest) -> Result<Self, RuntimeError> {
+        let budget = ThreadBudget::for_request(request)?;
         tracing::info!("{} threads: {}", budget.cpus.len(), budget.reason);
         if budget.oversubscribed {
             tracing::warn!(
@@ -61,8 +77,11 @@ impl EngineConfig {
             DType::F16 | DType::Bf16 => (WeightFormat::Bf16, DType::Bf16),
         };
         Ok(Self {
-            pin: budget.whole,
+            pin: budget.pin,
             cpus: budget.cpus,
+            within: if budget.named { budget.within } else { Vec::new() },
+            prefill_threads: None,
+            decode_threads: None,
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
@@ -101,6 +120,10 @@ impl EngineConfig {
 
     /// The threads, of which the caller becomes the first.
     pub(crate) fn pool(&self) -> Result<Pool, RuntimeError> {
+        // Workers inherit where the thread that makes them may run.
+        if !self.pin && !self.within.is_empty() && !affinity::confine(&self.within) {
+            tracing::warn!("threads cannot be kept on CPUs {}", topology::format_cpu_list(&self.within));
+        }
         let pool = if self.pin { Pool::new(&self.cpus)? } else { Pool::unpinned(self.cpus.len())? };
         if self.pin && !pool.pin_caller() {
             tracing::warn!("the engine's thread cannot be pinned to CPU {}", self.cpus[0]);

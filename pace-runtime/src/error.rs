@@ -9,6 +9,7 @@ use pace_ops::KvError;
 use crate::chat::ChatError;
 use crate::config::EnvError;
 use crate::generation_config::GenerationConfigError;
+use crate::platform::cores::CoreError;
 use crate::sampler::{ParamError, SampleError};
 use crate::tokenizer::TokenizerError;
 
@@ -37,6 +38,9 @@ pub enum RuntimeError {
     /// An environment variable has a value that means nothing.
     #[error(transparent)]
     Env(#[from] EnvError),
+    /// Threads were asked for on CPUs or a node that there are not.
+    #[error(transparent)]
+    Cores(#[from] CoreError),
     /// The CPU cannot run the tier asked for.
     #[error(transparent)]
     Isa(#[from] IsaError),
@@ -153,6 +157,7 @@ impl RuntimeError {
             )
             | Self::Param(_)
             | Self::Env(_)
+            | Self::Cores(_)
             | Self::EmptyPrompt
             | Self::PromptTooLong { .. }
             | Self::ContextTooLong { .. }

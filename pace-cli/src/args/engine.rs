@@ -10,6 +10,7 @@ use pace_runtime::EngineConfig;
 use pace_runtime::config::Env;
 use pace_runtime::plan_store::{self, PlanKey};
 
+use super::PlatformArgs;
 use crate::exit::Usage;
 use crate::session::plan_dir;
 
@@ -25,14 +26,13 @@ pub(crate) struct EngineArgs {
     /// Cached keys and values [default: as --dtype].
     #[arg(long, value_enum)]
     pub(crate) kv_dtype: Option<KvChoice>,
-    /// Threads [default: one a core, within affinity mask and CPU quota].
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(crate) threads: Option<u16>,
     /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
     #[command(flatten)]
     pub(crate) operators: OperatorArgs,
+    #[command(flatten)]
+    pub(crate) platform: PlatformArgs,
 }
 
 /// Which backends compute the operators.
@@ -71,7 +71,9 @@ impl EngineArgs {
             WeightChoice::F32 => DType::F32,
             WeightChoice::Auto | WeightChoice::Bf16 => DType::Bf16,
         };
-        let mut config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
+        let mut config = EngineConfig::on_cores(dtype, &self.platform.cores(env))?;
+        config.prefill_threads = self.platform.prefill_threads.map(usize::from);
+        config.decode_threads = self.platform.decode_threads.map(usize::from);
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.load.operators = self.operators.apply(env.operators).map_err(|e| Usage(e.to_string()))?;
         config.load.panel_width = env.panel_width;
