@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Placement, Unit};
+use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Unit};
 use pace_ops::{
     AttentionShape, Backend, Embedding, LayerKind, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles,
     Selection, Work,
@@ -52,7 +52,7 @@ impl Decoder {
         arch.validate_shapes(source, spec)?;
         let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
         let (activations, bytes) = (options.activations, spec.weight_bytes(options.weights));
-        let arena = Arena::new(Placement::default());
+        let arena = Arena::new(options.placement);
         let mut loader = TensorLoader { source, arch, spec, options, selection, par, arena, progress };
         let (embedding, lm_head) = load_vocabulary(&mut loader)?;
         let layers = (0..spec.n_layers).map(|i| Layer::load(&mut loader, i)).collect::<Result<_, _>>()?;
@@ -70,7 +70,11 @@ impl Decoder {
             lm_head,
             rope,
             frequencies: RopeFrequencies::new(&spec.rope, spec.head_dim),
-            weights: WeightMemory { bytes, huge_share: loader.arena.huge_share() },
+            weights: WeightMemory {
+                bytes,
+                huge_share: loader.arena.huge_share(),
+                addresses: loader.arena.addresses(),
+            },
             attention: attention_shape(spec),
             selection: loader.selection,
         })
@@ -131,7 +135,7 @@ impl Model for Decoder {
     }
 
     fn weights(&self) -> WeightMemory {
-        self.weights
+        self.weights.clone()
     }
 
     fn selection(&self) -> &Selection {

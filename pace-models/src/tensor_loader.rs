@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pace_kernels::{Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Scratch, WeightFormat};
+use pace_kernels::{
+    Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Placement, Scratch, WeightFormat,
+};
 use pace_ops::{BuildCx, Choice, OpCx, OpError, OpShape, OperatorConfig, Plan, Selection, SelfTest};
 
 use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
@@ -30,6 +32,8 @@ pub struct LoadOptions {
     pub imbps_chunks: Option<usize>,
     /// Bytes of all last-level caches, for the number of chunks.
     pub l3_bytes: Option<usize>,
+    /// How the memory of the matrices is had.
+    pub placement: Placement,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,
@@ -48,6 +52,7 @@ impl LoadOptions {
             panel_width: None,
             imbps_chunks: None,
             l3_bytes: None,
+            placement: Placement::default(),
             allow_nonfinite: false,
         }
     }

@@ -17,6 +17,7 @@ use self::worker::Weights;
 use crate::kv_cache::KvCacheKind;
 use crate::metrics::{Counters, EngineMetrics};
 use crate::platform::cores::CoreRequest;
+use crate::platform::numa::NumaMemory;
 use crate::platform::{ThreadBudget, affinity, topology};
 use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
 use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, Scoring, Task, check_memory};
@@ -36,6 +37,8 @@ pub struct EngineConfig {
     pub pin: bool,
     /// The CPUs that threads must not leave while they are not pinned; empty: wherever the process may run.
     pub within: Vec<usize>,
+    /// Where memory goes on a machine with several NUMA nodes.
+    pub numa_memory: NumaMemory,
     /// The instruction sets to use.
     pub isa: Isa,
     /// Formats and operators.
@@ -84,6 +87,7 @@ impl EngineConfig {
             within: if budget.named { budget.within } else { Vec::new() },
             prefill_threads: None,
             decode_threads: None,
+            numa_memory: NumaMemory::default(),
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
@@ -163,6 +167,9 @@ pub struct EngineInfo {
     pub weight_bytes: usize,
     /// The part of the weights' memory that lies in huge pages, from 0 to 1; none where the system does not tell.
     pub huge_share: Option<f64>,
+    /// The part of the weights' memory, from 0 to 1, that lies on other NUMA nodes than those of the threads; none on
+    /// a machine of one node, and where the system does not tell.
+    pub remote_share: Option<f64>,
     /// What the operators are computed with.
     pub operators: Vec<Chosen>,
     /// Operators that were left to the reference because a backend failed its self-test.

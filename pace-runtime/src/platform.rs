@@ -3,6 +3,8 @@
 pub mod affinity;
 pub mod cgroup;
 pub mod cores;
+pub mod numa;
+mod sys;
 pub mod topology;
 
 use std::collections::BTreeMap;

@@ -81,6 +81,8 @@ impl EngineArgs {
         let mut config = EngineConfig::on_cores(dtype, &self.platform.cores(env))?;
         config.prefill_threads = self.platform.prefill_threads.map(usize::from);
         config.decode_threads = self.platform.decode_threads.map(usize::from);
+        config.numa_memory = self.platform.numa_memory.into();
+        config.load.placement.hugepages = self.platform.hugepages.into();
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);
         config.batching.kv_memory = self.kv_memory;

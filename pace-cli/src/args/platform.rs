@@ -1,9 +1,11 @@
 //! The flags for threads and memory of every command that runs a model.
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use pace_kernels::HugePages;
 use pace_runtime::config::Env;
 use pace_runtime::platform::cores::CoreRequest;
+use pace_runtime::platform::numa::NumaMemory;
 use pace_runtime::platform::topology::parse_cpu_list;
 
 use super::Format;
@@ -30,6 +32,30 @@ pub(crate) struct PlatformArgs {
     /// Let the system move threads among the chosen CPUs.
     #[arg(long)]
     pub(crate) no_pin: bool,
+    /// Memory on machines with several NUMA nodes: on those of the threads, spread over all, or as the kernel does.
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub(crate) numa_memory: NumaChoice,
+    /// Huge pages for weights: from 2 MiB on, always, or never.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub(crate) hugepages: HugePageChoice,
+}
+
+/// `--numa-memory`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NumaChoice {
+    #[default]
+    Bind,
+    Interleave,
+    Default,
+}
+
+/// `--hugepages`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HugePageChoice {
+    #[default]
+    Auto,
+    Always,
+    Never,
 }
 
 /// Every environment variable that means something to PACE: its meaning, value and default.
@@ -57,6 +83,26 @@ impl PlatformArgs {
             no_pin: self.no_pin,
             omp_num_threads: env.omp_num_threads,
             gomp_cpu_affinity: env.gomp_cpu_affinity.clone(),
+        }
+    }
+}
+
+impl From<NumaChoice> for NumaMemory {
+    fn from(choice: NumaChoice) -> Self {
+        match choice {
+            NumaChoice::Bind => Self::Bind,
+            NumaChoice::Interleave => Self::Interleave,
+            NumaChoice::Default => Self::Default,
+        }
+    }
+}
+
+impl From<HugePageChoice> for HugePages {
+    fn from(choice: HugePageChoice) -> Self {
+        match choice {
+            HugePageChoice::Auto => Self::Auto,
+            HugePageChoice::Always => Self::Always,
+            HugePageChoice::Never => Self::Never,
         }
     }
 }

@@ -34,7 +34,7 @@ fn flags_go_before_openmp_s_variables() {
     assert_eq!(threads(call(&[]).env("GOMP_CPU_AFFINITY", &last)), 1);
     assert_eq!(threads(call(&[]).env("OMP_NUM_THREADS", "3,2")), 3);
     assert_eq!(threads(call(&["--threads", "1"]).env("OMP_NUM_THREADS", "3")), 1);
-    assert_eq!(threads(call(&["--prefill-threads", "1", "--decode-threads", "1", "-t", "2"])), 2);
+    assert_eq!(threads(call(&["--prefill-threads", "1", "-t", "2"])), 2);
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl Variable {
 }
 
 /// The names among `names` that begin with `PACE_` and mean nothing, each with the variable that looks most like it.
-pub fn unknown(names: impl IntoIterator<Item = OsString>) -> Vec<(String, Option<&'static str>)> {
+pub(super) fn unknown(names: impl IntoIterator<Item = OsString>) -> Vec<(String, Option<&'static str>)> {
     let names = names.into_iter().map(|name| name.to_string_lossy().into_owned());
     let known = |name: &str| VARIABLES.iter().any(|variable| variable.name == name);
     let mut unknown: Vec<String> = names.filter(|name| name.starts_with("PACE_") && !known(name)).collect();
