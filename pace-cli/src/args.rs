@@ -3,6 +3,7 @@
 mod engine;
 mod models;
 mod operators;
+mod platform;
 mod sampling;
 mod tokens;
 
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
+pub(crate) use self::platform::{EnvArgs, PlatformArgs};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
@@ -36,6 +38,7 @@ pub(crate) enum Command {
     Ops(OpsArgs),
     Jit(JitArgs),
     Plan(PlanArgs),
+    Env(EnvArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

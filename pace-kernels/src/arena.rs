@@ -124,6 +124,11 @@ impl Arena {
         Ok(buffer)
     }
 
+    /// Where all buffers lie, or lay: addresses of this process, for asking the system about them.
+    pub fn addresses(&self) -> Vec<Range<usize>> {
+        self.state().reserved.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // What the lock guards is valid at every moment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -159,10 +164,12 @@ mod tests {
     fn small_buffers_share_a_huge_page_and_outlive_the_arena() {
         let arena = Arena::new(Placement::default());
         let buffers: Vec<_> = (0..3).map(|_| arena.zeroed(1000).unwrap()).collect();
+        let addresses = arena.addresses();
         drop(arena);
         let starts: Vec<_> = buffers.iter().map(|b| b.as_slice::<f32>().as_ptr().addr()).collect();
         assert!(starts[0].is_multiple_of(LARGE));
         assert_eq!((starts[1] - starts[0], starts[2] - starts[0]), (1024, 2048));
+        assert_eq!(addresses, vec![starts[0]..starts[0] + CHUNK]);
         assert_eq!(buffers[2].as_slice::<f32>(), [0.0; 250]);
     }
 

@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Placement, Unit};
+use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Unit};
 use pace_ops::{
     AttentionShape, Backend, Embedding, LayerKind, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles,
     Selection, Work,
@@ -54,8 +54,8 @@ impl Decoder {
         let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
         let (activations, bytes) = (options.activations, spec.weight_bytes(options.weights));
         let arena = match &options.shared {
-            Some(memory) => Arena::shared(Placement::default(), Arc::clone(memory)),
-            None => Arena::new(Placement::default()),
+            Some(memory) => Arena::shared(options.placement, Arc::clone(memory)),
+            None => Arena::new(options.placement),
         };
         let layout = DefaultHasher::new();
         let mut loader =
@@ -80,6 +80,7 @@ impl Decoder {
                 bytes,
                 huge_share: loader.arena.huge_share(),
                 layout: loader.layout.finish(),
+                addresses: loader.arena.addresses(),
             },
             attention: attention_shape(spec),
             selection: loader.selection,
@@ -141,7 +142,7 @@ impl Model for Decoder {
     }
 
     fn weights(&self) -> WeightMemory {
-        self.weights
+        self.weights.clone()
     }
 
     fn selection(&self) -> &Selection {

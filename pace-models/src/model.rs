@@ -1,12 +1,14 @@
 //! [`Model`]: what the engine needs of a model.
 
+use std::ops::Range;
+
 use pace_kernels::{ActRef, DType, MatMut};
 use pace_ops::{OpCx, Selection};
 
 use crate::{DecoderSpec, Sequence, Workspace};
 
 /// The memory of a model's packed weights.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WeightMemory {
     /// Bytes.
     pub bytes: usize,
@@ -16,6 +18,8 @@ pub struct WeightMemory {
     /// Tells apart how matrices may be packed. Memory of another process may be used as weights only if this is equal
     /// there.
     pub layout: u64,
+    /// Where the matrices lie: addresses of this process, for asking the system about them.
+    pub addresses: Vec<Range<usize>>,
 }
 
 /// A loaded model: weights and operators, no state of any sequence.

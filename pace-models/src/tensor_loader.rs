@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pace_kernels::{
-    Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Scratch, SharedMemory, WeightFormat,
+    Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Placement, Scratch, SharedMemory,
+    WeightFormat,
 };
 use pace_ops::{BuildCx, Choice, OpCx, OpError, OpShape, OperatorConfig, Plan, Selection, SelfTest};
 
@@ -38,6 +39,8 @@ pub struct LoadOptions {
     /// The memory of the matrices, if other processes are to have them, too, or have filled it already. Files are then
     /// read for the rest alone.
     pub shared: Option<Arc<SharedMemory>>,
+    /// How the memory of the matrices is had.
+    pub placement: Placement,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,
@@ -56,11 +59,9 @@ impl LoadOptions {
             panel_width: None,
             imbps_chunks: None,
             l3_bytes: None,
-<<<<<<< HEAD
             shared: None,
-=======
             smallest_l3: None,
->>>>>>> 9cb011af27ddc7a3f85eb85e9d91b358e78761b3
+            placement: Placement::default(),
             allow_nonfinite: false,
         }
     }

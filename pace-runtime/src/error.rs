@@ -10,6 +10,7 @@ use crate::chat::ChatError;
 use crate::config::EnvError;
 use crate::generation_config::GenerationConfigError;
 use crate::instance::PartitionError;
+use crate::platform::cores::CoreError;
 use crate::sampler::{ParamError, SampleError};
 use crate::tokenizer::TokenizerError;
 
@@ -38,6 +39,9 @@ pub enum RuntimeError {
     /// An environment variable has a value that means nothing.
     #[error(transparent)]
     Env(#[from] EnvError),
+    /// Threads were asked for on CPUs or a node that there are not.
+    #[error(transparent)]
+    Cores(#[from] CoreError),
     /// The CPU cannot run the tier asked for.
     #[error(transparent)]
     Isa(#[from] IsaError),
@@ -191,6 +195,7 @@ impl RuntimeError {
             | Self::Param(_)
             | Self::Env(_)
             | Self::Partition(_)
+            | Self::Cores(_)
             | Self::EmptyPrompt
             | Self::PromptTooLong { .. }
             | Self::ContextTooLong { .. }

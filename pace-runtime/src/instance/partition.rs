@@ -102,6 +102,7 @@ fn groups(cpus: &[usize], key: &dyn Fn(usize) -> usize) -> Vec<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::cores::CoreRequest;
     use crate::platform::thread_budget;
     use crate::platform::topology::fake::{Machine, Numbering};
     use proptest::prelude::*;
@@ -122,7 +123,7 @@ mod tests {
         EPYC.write(root.path(), &[]);
         let topology = Topology::from_root(root.path());
         let all: Vec<usize> = (0..64).collect();
-        let cpus = thread_budget(&topology, &all, None, None).cpus;
+        let cpus = thread_budget(&topology, &all, None, &CoreRequest::default()).unwrap().cpus;
         (topology, cpus)
     }
 
