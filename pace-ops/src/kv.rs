@@ -102,7 +102,7 @@ impl KvRows<'_> {
 }
 
 /// What a sequence's cache costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvUsage {
     /// The cache's name.
     pub kind: &'static str,

@@ -1,24 +1,24 @@
 //! [`EngineHandle`]: a loaded model on its own threads, answering requests.
-//!
-//! The engine's thread is member 0 of the pool, so the memory that it packs and the scratch that it takes are
-//! touched first by the threads that use them.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod worker;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pace_kernels::{DType, Isa, IsaError, Jit, Kernels, Pool, Scratch, WeightFormat};
+use pace_kernels::{DType, Isa, IsaError, Jit, Kernels, Pool, WeightFormat};
 use pace_models::{DecoderSpec, LoadOptions, Model, ModelError};
-use pace_ops::{Chosen, Demotion, OpCx, OpShape, Profile, Selection};
+use pace_ops::{Chosen, Demotion, OpCx, OpShape, Selection};
 
+use self::worker::Weights;
 use crate::kv_cache::KvCacheKind;
+use crate::metrics::{Counters, EngineMetrics};
 use crate::platform::{ThreadBudget, topology};
 use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
-use crate::scheduler::{Generation, Goal, Scheduler, Scoring, Task, check_memory};
+use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, Scoring, Task, check_memory};
 use crate::tokenizer::Tokenizer;
 use crate::{ModelFiles, RuntimeError};
 
@@ -27,6 +27,10 @@ use crate::{ModelFiles, RuntimeError};
 pub struct EngineConfig {
     /// The CPUs to run on, one thread each.
     pub cpus: Vec<usize>,
+    /// How many of `cpus`, the first ones, compute forwards that hold tokens of a prompt; none: all.
+    pub prefill_threads: Option<usize>,
+    /// How many of `cpus`, the first ones, compute all other forwards; none: all.
+    pub decode_threads: Option<usize>,
     /// Whether threads are pinned to their CPU.
     pub pin: bool,
     /// The instruction sets to use.
@@ -35,6 +39,8 @@ pub struct EngineConfig {
     pub load: LoadOptions,
     /// How caches get their memory.
     pub kv_cache: KvCacheKind,
+    /// How requests share the engine.
+    pub batching: Batching,
     /// Whether operators are timed, for [`EngineHandle::profile`] and [`EngineHandle::trace`].
     pub profile: bool,
 }
@@ -63,12 +69,15 @@ impl EngineConfig {
         Ok(Self {
             pin: budget.whole,
             cpus: budget.cpus,
+            prefill_threads: None,
+            decode_threads: None,
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
                 ..LoadOptions::new(weights, activations)
             },
             kv_cache: KvCacheKind::default(),
+            batching: Batching::default(),
             profile: false,
         })
     }
@@ -99,13 +108,19 @@ impl EngineConfig {
         Ok(selection)
     }
 
-    /// The threads, of which the caller becomes the first.
-    pub(crate) fn pool(&self) -> Result<Pool, RuntimeError> {
-        let pool = if self.pin { Pool::new(&self.cpus)? } else { Pool::unpinned(self.cpus.len())? };
+    /// The first `threads` threads, of which the caller becomes the first.
+    pub(crate) fn pool(&self, threads: usize) -> Result<Pool, RuntimeError> {
+        let cpus = &self.cpus[..threads];
+        let pool = if self.pin { Pool::new(cpus)? } else { Pool::unpinned(threads)? };
         if self.pin && !pool.pin_caller() {
-            tracing::warn!("the engine's thread cannot be pinned to CPU {}", self.cpus[0]);
+            tracing::warn!("the engine's thread cannot be pinned to CPU {}", cpus[0]);
         }
         Ok(pool)
+    }
+
+    /// How caches are made.
+    const fn kv_plan(&self) -> KvPlan {
+        KvPlan { kind: self.kv_cache, dtype: self.load.kv }
     }
 }
 
@@ -141,7 +156,7 @@ pub struct EngineInfo {
 
 /// What a handle sends to the engine's thread.
 enum Message {
-    Task(Task),
+    Task(Box<Task>),
     /// Something to do between two steps.
     Call(Box<dyn FnOnce(&OpCx<'_>) + Send>),
 }
@@ -158,8 +173,17 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
     stopping: Arc<AtomicBool>,
     info: EngineInfo,
-    jit: Option<Arc<Jit>>,
+    config: EngineConfig,
+    counters: Arc<Counters>,
+    model: Arc<dyn Model>,
     tokenizer: Option<Arc<Tokenizer>>,
+}
+
+/// What a started engine has.
+struct Ready {
+    info: EngineInfo,
+    model: Arc<dyn Model>,
+    counters: Arc<Counters>,
 }
 
 impl EngineHandle {
@@ -174,28 +198,42 @@ impl EngineHandle {
     ) -> Result<Self, RuntimeError> {
         let need = files.spec().weight_bytes(config.load.weights) as u64;
         check_memory(need, || "packed weights".to_owned())?;
+        let weights = Weights::Files(Arc::clone(files), progress);
+        Self::run(weights, config, files.tokenizer().cloned())
+    }
+
+    /// Starts another engine on the weights of this one: its own threads, queue, caches and scratch memory, and the
+    /// same packed weights. Of `config`, what says how weights are loaded and computed is this engine's own. Blocks
+    /// until the engine's threads are there.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn share(&self, config: EngineConfig) -> Result<Self, RuntimeError> {
+        let own = &self.inner.config;
+        let config = EngineConfig { isa: own.isa, load: own.load.clone(), ..config };
+        let weights = Weights::Shared(Arc::clone(&self.inner.model), Box::new(self.inner.info.clone()));
+        Self::run(weights, config, self.inner.tokenizer.clone())
+    }
+
+    fn run(
+        weights: Weights,
+        config: EngineConfig,
+        tokenizer: Option<Arc<Tokenizer>>,
+    ) -> Result<Self, RuntimeError> {
         let (ready_tx, ready_rx) = channel();
         let (messages_tx, messages_rx) = channel();
         let stopping = Arc::new(AtomicBool::new(false));
-        let (stop, files_of_thread) = (Arc::clone(&stopping), Arc::clone(files));
+        let (stop, own_config) = (Arc::clone(&stopping), config.clone());
         let thread = std::thread::Builder::new()
             .name("pace-engine".to_owned())
-            .spawn(move || run(&files_of_thread, &config, &progress, &ready_tx, &messages_rx, &stop))
+            .spawn(move || worker::run(weights, &own_config, &ready_tx, &messages_rx, &stop))
             .map_err(|e| RuntimeError::Internal(format!("cannot start a thread: {e}")))?;
-        match ready_rx.recv() {
-            Ok(Ok((info, jit))) => Ok(Self {
-                inner: Arc::new(Inner {
-                    messages: Mutex::new(Some(messages_tx)),
-                    thread: Mutex::new(Some(thread)),
-                    stopping,
-                    info,
-                    jit,
-                    tokenizer: files.tokenizer().cloned(),
-                }),
-            }),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(RuntimeError::Internal("the engine's thread died while loading".to_owned())),
-        }
+        let died = |_| RuntimeError::Internal("the engine's thread died while loading".to_owned());
+        let Ready { info, model, counters } = ready_rx.recv().map_err(died)??;
+        let messages = Mutex::new(Some(messages_tx));
+        let thread = Mutex::new(Some(thread));
+        let inner = Inner { messages, thread, stopping, info, config, counters, model, tokenizer };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// What the engine turned out to be.
@@ -205,14 +243,19 @@ impl EngineHandle {
 
     /// The kernels that were generated for the model; none where the CPU or the system does not let any be.
     pub fn jit(&self) -> Option<&Arc<Jit>> {
-        self.inner.jit.as_ref()
+        self.inner.model.selection().build().jit().ok()
+    }
+
+    /// What the engine is doing now.
+    pub fn metrics(&self) -> EngineMetrics {
+        self.inner.counters.snapshot()
     }
 
     /// Queues a completion. `max_new_tokens` is cut to what the model's context leaves.
     ///
     /// # Errors
-    /// The prompt is empty, too long or holds ids beyond the vocabulary; a parameter is out of range; the engine
-    /// has stopped. Nothing has been computed then.
+    /// The prompt is empty, too long or holds ids beyond the vocabulary; a parameter is out of range; its KV cache
+    /// exceeds the memory of all caches; too many requests wait; the engine has stopped. Nothing has been computed then.
     pub fn submit(&self, mut request: Request) -> Result<TokenStream, RuntimeError> {
         let spec = self.spec();
         request.check(spec)?;
@@ -222,15 +265,15 @@ impl EngineHandle {
         request.max_new_tokens = request.max_new_tokens.min(spec.max_positions - request.prompt.len());
         let needed = request.prompt.len() + request.max_new_tokens;
         let max_len = needed.max(request.ctx_size.unwrap_or(0));
-        let (events_tx, events) = channel();
         let tokenizer = self.inner.tokenizer.as_ref();
-        let generation = Generation::new(&request, spec.vocab_size, tokenizer, events_tx)?;
         let cancelled = Arc::new(AtomicBool::new(false));
+        let (events, stream) = Events::new(request.max_new_tokens, Arc::clone(&cancelled));
+        let generation = Generation::new(&request, spec.vocab_size, tokenizer, events)?;
         let goal = Goal::Generate(Box::new(generation));
-        let mut task = Task::new(request.prompt, max_len, Arc::clone(&cancelled), goal);
+        let mut task = Task::new(request.prompt, max_len, cancelled, goal);
         task.reuse = request.reuse;
-        self.send(Message::Task(task))?;
-        Ok(TokenStream { events, cancelled, done: false })
+        self.enqueue(task)?;
+        Ok(stream)
     }
 
     /// Queues a text to score.
@@ -244,8 +287,20 @@ impl EngineHandle {
         let scoring = Scoring::new(&request, updates_tx);
         let cancelled = Arc::new(AtomicBool::new(false));
         let task = Task::new(request.tokens, n, Arc::clone(&cancelled), Goal::Score(scoring));
-        self.send(Message::Task(task))?;
+        self.enqueue(task)?;
         Ok(ScoreStream { updates, cancelled })
+    }
+
+    /// Puts a task into the queue, if it can ever run and there is a place.
+    fn enqueue(&self, task: Task) -> Result<(), RuntimeError> {
+        let Inner { config, counters, .. } = &*self.inner;
+        config.kv_plan().need(self.spec(), task.max_len, &counters.kv)?;
+        let max = config.batching.max_waiting;
+        let one_more = |waiting: usize| (waiting < max).then_some(waiting + 1);
+        if counters.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+            return Err(RuntimeError::QueueFull { max });
+        }
+        self.send(Message::Task(Box::new(task)))
     }
 
     fn spec(&self) -> &DecoderSpec {
@@ -285,84 +340,5 @@ impl Drop for Inner {
     }
 }
 
-/// The engine's thread: load, report, then step until every handle is gone.
-fn run(
-    files: &ModelFiles,
-    config: &EngineConfig,
-    progress: &LoadProgress,
-    ready: &Sender<Result<Ready, RuntimeError>>,
-    messages: &Receiver<Message>,
-    stopping: &AtomicBool,
-) {
-    let loaded = load(files, config, progress);
-    let (model, pool, kernels, info) = match loaded {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            let _ = ready.send(Err(error));
-            return;
-        }
-    };
-    let scratch = Scratch::new();
-    let profile = config.profile.then(Profile::new);
-    let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: profile.as_ref() };
-    let mut scheduler = Scheduler::new(model.as_ref(), config.kv_cache, config.load.kv);
-    let jit = model.selection().build().jit().ok().cloned();
-    if ready.send(Ok((info, jit))).is_err() {
-        return;
-    }
-    while !stopping.load(Ordering::Relaxed) {
-        if scheduler.is_idle() {
-            let Ok(message) = messages.recv() else { return };
-            take(message, &mut scheduler, &cx);
-        }
-        while let Ok(message) = messages.try_recv() {
-            take(message, &mut scheduler, &cx);
-        }
-        if scheduler.is_idle() {
-            continue;
-        }
-        let _step = profile.as_ref().map(Profile::step);
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| scheduler.step(model.as_ref(), &cx))) {
-            scheduler.fail_running(&panic_message(panic.as_ref()));
-        }
-    }
-}
-
-fn take(message: Message, scheduler: &mut Scheduler, cx: &OpCx<'_>) {
-    match message {
-        Message::Task(task) => scheduler.submit(task),
-        Message::Call(f) => f(cx),
-    }
-}
-
-/// What the engine's thread tells of itself once the model is loaded.
-type Ready = (EngineInfo, Option<Arc<Jit>>);
-
-type Loaded = (Box<dyn Model>, Pool, Kernels, EngineInfo);
-
-fn load(files: &ModelFiles, config: &EngineConfig, progress: &LoadProgress) -> Result<Loaded, RuntimeError> {
-    let (kernels, pool) = (config.kernels()?, config.pool()?);
-    let start = Instant::now();
-    let model = files.load(config.load.clone(), kernels, pool.par(), progress)?;
-    let (weights, selection) = (model.weights(), model.selection());
-    let info = EngineInfo {
-        model: files.name().to_owned(),
-        spec: model.spec().clone(),
-        isa: kernels.isa(),
-        threads: pool.threads(),
-        pinned: pool.pinned(),
-        load_time: start.elapsed(),
-        weight_bytes: weights.bytes,
-        huge_share: weights.huge_share,
-        operators: selection.chosen().to_vec(),
-        demotions: selection.demotions().to_vec(),
-        bit_equal: selection.is_bit_equal(),
-    };
-    Ok((model, pool, kernels, info))
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a forward panicked".to_owned())
-}
+#[cfg(test)]
+mod tests;

@@ -112,6 +112,27 @@ pub enum RuntimeError {
         /// Where the limit comes from.
         source_of_limit: String,
     },
+    /// A KV cache would exceed the memory of all caches.
+    #[error(
+        "a KV cache for {tokens} tokens takes {need} bytes, all caches may hold {limit} (--kv-memory) and {held} are \
+         taken: ask for a shorter prompt and answer, or allow more"
+    )]
+    KvMemory {
+        /// Bytes that the sequence may come to need.
+        need: u64,
+        /// Its prompt and answer, in tokens.
+        tokens: usize,
+        /// Bytes that other caches hold.
+        held: u64,
+        /// Bytes that all caches may hold.
+        limit: u64,
+    },
+    /// Too many requests wait already.
+    #[error("{max} requests are waiting, and no more are taken: try again later")]
+    QueueFull {
+        /// Requests that may wait.
+        max: usize,
+    },
     /// The engine has been stopped, or its thread died.
     #[error("the engine has stopped")]
     Stopped,
@@ -136,6 +157,16 @@ pub enum ErrorKind {
 }
 
 impl RuntimeError {
+    /// Whether the same request may succeed once others are done.
+    pub(crate) const fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::KvMemory { held: 1.., .. }
+                | Self::OutOfMemory { .. }
+                | Self::Kv(KvError::OutOfMemory { .. })
+        )
+    }
+
     /// Whose fault this is.
     pub const fn kind(&self) -> ErrorKind {
         match self {
@@ -143,6 +174,8 @@ impl RuntimeError {
             | Self::Pool(_)
             | Self::Kv(_)
             | Self::PlanFile { .. }
+            | Self::KvMemory { .. }
+            | Self::QueueFull { .. }
             | Self::OutOfMemory { .. } => ErrorKind::Resources,
             Self::Model(ModelError::Op(_) | ModelError::UnknownRandomModel { .. }) => ErrorKind::Usage,
             Self::Tokenizer(

@@ -39,6 +39,13 @@ impl KvCacheKind {
         }
     }
 
+    /// Bytes that a cache of this kind and shape comes to hold at most, while it grows, too.
+    pub const fn peak_bytes(self, shape: &KvShape) -> usize {
+        let blocks = shape.max_len.div_ceil(pace_kernels::KV_BLOCK);
+        let rows = shape.n_layers.saturating_mul(shape.n_kv_heads).saturating_mul(blocks);
+        rows.saturating_mul(shape.layout.block_bytes())
+    }
+
     /// An empty cache of this kind.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod error;
 pub mod generation_config;
 pub mod kv_cache;
 mod loader;
+mod metrics;
 pub mod plan_store;
 pub mod platform;
 mod profile;
@@ -22,7 +23,9 @@ pub use pace_ops::{Chosen, Demotion, OperatorConfig, Plan, ProfileReport, Profil
 pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress};
 pub use error::{ErrorKind, RuntimeError};
 pub use loader::{FormatShare, ModelFiles, ModelRef};
+pub use metrics::EngineMetrics;
 pub use request::{
     Canceller, Finish, FinishReason, Request, Score, ScoreRequest, ScoreStream, ScoreUpdate, SequenceCache,
     TokenEvent, TokenStream,
 };
+pub use scheduler::Batching;

@@ -120,7 +120,7 @@ pub fn measure(
     progress: &mut (dyn FnMut(usize, usize) + Send),
 ) -> Result<Plan, RuntimeError> {
     let run = || {
-        let (kernels, pool) = (config.kernels()?, config.pool()?);
+        let (kernels, pool) = (config.kernels()?, config.pool(config.cpus.len())?);
         let (build, scratch) = (config.load.build_cx(kernels), Scratch::new());
         let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: None };
         Plan::measure(&cx, &build, shapes, progress)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use pace_ops::{KvCache, KvUsage};
 
 use crate::RuntimeError;
 use crate::sampler::SamplingParams;
+use crate::scheduler::KvLease;
 
 /// A completion to generate.
 #[derive(Debug, Default)]
@@ -30,6 +31,9 @@ pub struct Request {
     /// The cache of an earlier answer of the same engine: what its tokens and the prompt begin with in common is
     /// not computed again.
     pub reuse: Option<SequenceCache>,
+    /// Whether the answer brings its cache with it, for [`reuse`](Self::reuse). It counts towards the memory of all
+    /// caches until it is dropped.
+    pub keep_cache: bool,
 }
 
 /// Keys and values of a finished answer, with the tokens that they belong to.
@@ -38,6 +42,10 @@ pub struct SequenceCache {
     pub(crate) kv: Box<dyn KvCache>,
     /// The engine that filled it.
     pub(crate) owner: Arc<()>,
+    /// The memory that is set aside for it.
+    pub(crate) lease: Option<KvLease>,
+    /// The tokens that it may come to hold.
+    pub(crate) max_len: usize,
 }
 
 impl SequenceCache {
@@ -142,7 +150,7 @@ pub struct Finish {
     pub kv: KvUsage,
     /// The seed that tokens were drawn with; the same seed gives the same text.
     pub seed: u64,
-    /// The cache, for a request that goes on from here. Its memory is free when this is dropped.
+    /// The cache, if [`Request::keep_cache`] asked for it. Its memory is free when this is dropped.
     pub cache: Option<SequenceCache>,
 }
 
@@ -197,9 +205,14 @@ pub enum ScoreUpdate {
 }
 
 /// The answer to a [`Request`], token by token. Dropping it cancels the request.
+///
+/// An answer that is not read stops after about a thousand tokens and goes on when it is: a slow reader holds up
+/// nobody but itself.
 pub struct TokenStream {
     pub(crate) events: Receiver<TokenEvent>,
     pub(crate) cancelled: Arc<AtomicBool>,
+    /// Tokens taken so far, for the engine to see.
+    pub(crate) read: Arc<AtomicUsize>,
     pub(crate) done: bool,
 }
 
@@ -235,6 +248,7 @@ impl Iterator for TokenStream {
             return None;
         }
         let event = self.events.recv().unwrap_or(TokenEvent::Failed(RuntimeError::Stopped));
+        self.read.fetch_add(1, Ordering::Release);
         self.done = !matches!(event, TokenEvent::Token { .. });
         Some(event)
     }

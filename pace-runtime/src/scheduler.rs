@@ -1,12 +1,17 @@
 //! [`Scheduler`]: which sequences run in the next forward, and what becomes of its logits.
 //!
-//! Every step is one ragged forward: each running answer adds its newest token, and prompts share what is left of
-//! the token budget in the order of their arrival. Sequences join and leave between steps.
+//! Every step is one ragged forward: each running answer adds its newest token, and prompts share a budget of
+//! tokens. Sequences join and leave between steps, in the order of their arrival: the oldest request waits for memory
+//! alone, and no later one overtakes it. The oldest prompt has at least half of the budget, so that it is not starved,
+//! and what it leaves goes to the ones behind it, so that a short prompt does not wait for the end of a long one.
 
+mod budget;
+mod chunk;
 mod generation;
 mod scoring;
 
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -15,19 +20,75 @@ use pace_kernels::{DType, KvLayout, MatMut};
 use pace_models::{DecoderSpec, Model, RopeScaling, Sequence, Workspace};
 use pace_ops::{KvCache, OpCx};
 
-pub(crate) use self::generation::{Generation, Run};
+pub(crate) use self::budget::{KvBudget, KvLease};
+use self::chunk::Chunk;
+pub(crate) use self::generation::{Events, Generation, Run};
 pub(crate) use self::scoring::Scoring;
 use crate::RuntimeError;
 use crate::kv_cache::{KvCacheKind, KvShape};
+use crate::metrics::Counters;
 use crate::platform::MemoryLimit;
 use crate::request::SequenceCache;
 
-/// Prompt tokens per forward at most: bounds the memory of activations.
-const PROMPT_TOKENS_PER_STEP: usize = 512;
-/// Sequences that run at the same time at most.
-const MAX_RUNNING: usize = 64;
 /// Rows of logits computed at a time: bounds the memory of `[rows, vocab]`.
 const LOGIT_ROWS: usize = 16;
+
+/// How the requests of one engine share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// Prompt tokens that one forward takes at most, over all sequences. It bounds the memory of activations and how
+    /// long running answers wait for their next token.
+    pub prefill_chunk: NonZeroUsize,
+    /// Sequences that run at the same time at most.
+    pub max_running: NonZeroUsize,
+    /// Requests that wait at most; more are refused.
+    pub max_waiting: usize,
+    /// Bytes that the KV caches of all sequences may come to hold; none: what is available once the model is loaded.
+    pub kv_memory: Option<u64>,
+}
+
+impl Default for Batching {
+    /// 512 prompt tokens a forward, 64 sequences, 1024 requests that wait.
+    fn default() -> Self {
+        let number = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        Self { prefill_chunk: number(512), max_running: number(64), max_waiting: 1024, kv_memory: None }
+    }
+}
+
+/// How caches are made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvPlan {
+    pub(crate) kind: KvCacheKind,
+    pub(crate) dtype: DType,
+}
+
+impl KvPlan {
+    pub(crate) fn shape(&self, spec: &DecoderSpec, max_len: usize) -> KvShape {
+        KvShape {
+            n_layers: spec.n_layers,
+            n_kv_heads: spec.n_kv_heads,
+            layout: KvLayout::new(self.dtype, spec.head_dim),
+            max_len,
+        }
+    }
+
+    /// What a sequence of `max_len` tokens may come to need.
+    ///
+    /// # Errors
+    /// It is more than all sequences together may have.
+    pub(crate) fn need(
+        &self,
+        spec: &DecoderSpec,
+        max_len: usize,
+        budget: &KvBudget,
+    ) -> Result<u64, RuntimeError> {
+        let need = self.kind.peak_bytes(&self.shape(spec, max_len)) as u64;
+        if need > budget.limit() {
+            return Err(RuntimeError::KvMemory { need, tokens: max_len, held: 0, limit: budget.limit() });
+        }
+        Ok(need)
+    }
+}
 
 /// One request on its way through the engine.
 pub(crate) struct Task {
@@ -41,6 +102,8 @@ pub(crate) struct Task {
     pub(crate) goal: Goal,
     /// A cache that may hold the beginning of the prompt.
     pub(crate) reuse: Option<SequenceCache>,
+    /// The memory set aside for the cache, once the task runs.
+    lease: Option<KvLease>,
     /// Tokens of the prompt that the cache holds, or will after the current step.
     fed: usize,
     reused: usize,
@@ -64,6 +127,7 @@ impl Task {
             cancelled,
             goal,
             reuse: None,
+            lease: None,
             fed: 0,
             reused: 0,
             started: None,
@@ -82,12 +146,43 @@ impl Task {
     fn prompt_left(&self) -> usize {
         self.prompt.len() - self.fed
     }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Feeds the next `n` tokens of the prompt.
+    fn feed(&mut self, n: usize, seq: &mut Sequence) {
+        seq.input.extend_from_slice(&self.prompt[self.fed..self.fed + n]);
+        self.fed += n;
+        self.prefill_steps += 1;
+        seq.outputs = self.goal.outputs(self.fed, self.prompt_left() == 0);
+    }
+
+    /// Tells the caller that the request is over; `kv` is its cache if it ever ran.
+    fn finish(self, kv: Option<Box<dyn KvCache>>, owner: &Arc<()>) {
+        let Self { prompt, max_len, goal, lease, reused, started, prefill_steps, .. } = self;
+        match goal {
+            Goal::Generate(g) => {
+                let cache = kv.map(|kv| SequenceCache {
+                    tokens: Vec::new(),
+                    kv,
+                    owner: Arc::clone(owner),
+                    lease,
+                    max_len,
+                });
+                g.finish(Run { prompt, reused, started, prefill_steps }, cache);
+            }
+            Goal::Score(s) => s.finish(),
+        }
+    }
 }
 
 /// The running and waiting requests of one engine.
 pub(crate) struct Scheduler {
-    kv_cache: KvCacheKind,
-    kv_dtype: DType,
+    batching: Batching,
+    kv: KvPlan,
+    counters: Arc<Counters>,
     waiting: VecDeque<Task>,
     /// `running[i]` drives `batch[i]`.
     running: Vec<Task>,
@@ -102,21 +197,24 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(crate) fn new(model: &dyn Model, kv_cache: KvCacheKind, kv_dtype: DType) -> Self {
+    pub(crate) fn new(model: &dyn Model, batching: Batching, kv: KvPlan, counters: Arc<Counters>) -> Self {
+        let sequences = batching.max_running.get();
         Self {
-            kv_cache,
-            kv_dtype,
+            batching,
+            kv,
+            counters,
             waiting: VecDeque::new(),
-            running: Vec::new(),
-            batch: Vec::new(),
+            running: Vec::with_capacity(sequences),
+            batch: Vec::with_capacity(sequences),
             ws: Workspace::new(model.spec(), model.activations()),
             logits: vec![0.0; LOGIT_ROWS * model.spec().vocab_size],
-            owners: Vec::new(),
-            finished: Vec::new(),
+            owners: Vec::with_capacity(sequences),
+            finished: Vec::with_capacity(sequences),
             owner: Arc::new(()),
         }
     }
 
+    /// Takes a task that [`Counters::waiting`] counts already.
     pub(crate) fn submit(&mut self, task: Task) {
         self.waiting.push_back(task);
     }
@@ -125,18 +223,24 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Runs one forward over everything that can run.
-    pub(crate) fn step(&mut self, model: &dyn Model, cx: &OpCx<'_>) {
-        self.admit(model.spec());
+    /// Runs one forward over everything that can run: with `prefill` if it holds tokens of a prompt, else with
+    /// `decode`. False if nothing can run before somebody reads an answer.
+    pub(crate) fn step(&mut self, model: &dyn Model, prefill: &OpCx<'_>, decode: &OpCx<'_>) -> bool {
         self.retire_cancelled();
-        self.fill_inputs();
-        if self.batch.iter().all(|s| s.input.is_empty()) {
-            return;
+        self.admit(model.spec());
+        let prompt_tokens = self.fill_inputs();
+        let new_tokens = self.batch.iter().any(|s| !s.input.is_empty());
+        if new_tokens {
+            let cx = if prompt_tokens > 0 { prefill } else { decode };
+            self.list_owners();
+            model.forward(cx, &mut self.ws, &mut self.batch);
+            self.read_logits(model, cx);
+            self.retire_finished();
+            self.counters.steps.fetch_add(1, Ordering::Relaxed);
+            self.counters.prompt_tokens.fetch_add(prompt_tokens as u64, Ordering::Relaxed);
         }
-        self.list_owners();
-        model.forward(cx, &mut self.ws, &mut self.batch);
-        self.read_logits(model, cx);
-        self.retire_finished();
+        self.count_running();
+        new_tokens
     }
 
     /// Fails everything: a forward panicked, and its caches hold who knows what.
@@ -145,38 +249,62 @@ impl Scheduler {
         for task in self.running.drain(..) {
             task.fail(RuntimeError::Internal(what.to_owned()));
         }
+        self.count_running();
+    }
+
+    fn count_running(&self) {
+        let bytes: usize = self.batch.iter().map(|s| s.kv.usage().bytes).sum();
+        self.counters.running.store(self.running.len(), Ordering::Relaxed);
+        self.counters.kv_bytes.store(bytes as u64, Ordering::Relaxed);
     }
 
     fn retire_cancelled(&mut self) {
         for i in (0..self.running.len()).rev() {
-            if self.running[i].cancelled.load(Ordering::Relaxed) {
+            if self.running[i].is_cancelled() {
                 self.retire(i);
+            }
+        }
+        while let Some(i) = self.waiting.iter().position(Task::is_cancelled) {
+            if let Some(task) = self.leave_queue(i) {
+                task.finish(None, &self.owner);
             }
         }
     }
 
+    /// Lets requests in, the oldest first, while there are places and memory.
     fn admit(&mut self, spec: &DecoderSpec) {
-        while self.running.len() < MAX_RUNNING {
-            let Some(mut task) = self.waiting.pop_front() else { return };
-            let sequence = match self.resume(&mut task, spec) {
-                Some(sequence) => Ok(sequence),
-                None => self.new_sequence(&task, spec),
-            };
-            match sequence {
+        while self.running.len() < self.batching.max_running.get() {
+            let Some(mut task) = self.leave_queue(0) else { return };
+            match self.sequence_for(&mut task, spec) {
                 Ok(sequence) => {
                     self.running.push(task);
                     self.batch.push(sequence);
+                }
+                Err(error) if error.may_pass() && !self.running.is_empty() => {
+                    self.counters.waiting.fetch_add(1, Ordering::Relaxed);
+                    self.waiting.push_front(task);
+                    return;
                 }
                 Err(error) => task.fail(error),
             }
         }
     }
 
+    fn sequence_for(&self, task: &mut Task, spec: &DecoderSpec) -> Result<Sequence, RuntimeError> {
+        self.resume(task, spec).map_or_else(|| self.new_sequence(task, spec), Ok)
+    }
+
+    fn leave_queue(&mut self, index: usize) -> Option<Task> {
+        let task = self.waiting.remove(index)?;
+        self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+        Some(task)
+    }
+
     /// The sequence of the task's earlier cache, cut back to what it has in common with the prompt; none if there
     /// is no such cache, or it cannot hold the whole task.
     fn resume(&self, task: &mut Task, spec: &DecoderSpec) -> Option<Sequence> {
-        let SequenceCache { tokens, mut kv, owner } = task.reuse.take()?;
-        if !Arc::ptr_eq(&owner, &self.owner) || kv.reserve(task.max_len).is_err() {
+        let SequenceCache { tokens, mut kv, owner, lease, max_len } = task.reuse.take()?;
+        if !Arc::ptr_eq(&owner, &self.owner) || max_len < task.max_len {
             return None;
         }
         let common = tokens.iter().zip(&task.prompt).take_while(|(a, b)| a == b).count();
@@ -186,45 +314,47 @@ impl Scheduler {
             return None;
         }
         kv.set_len(common);
-        task.fed = common;
-        task.reused = common;
+        kv.reserve(task.prompt.len()).ok()?;
+        (task.fed, task.reused, task.lease, task.max_len) = (common, common, lease, max_len);
         Some(sequence(task, kv))
     }
 
-    /// A sequence with room for the whole task.
-    fn new_sequence(&self, task: &Task, spec: &DecoderSpec) -> Result<Sequence, RuntimeError> {
-        let need = (spec.kv_bytes_per_token(self.kv_dtype) * task.max_len) as u64;
-        check_memory(need, || format!("KV cache for {} tokens", task.max_len))?;
-        let shape = KvShape {
-            n_layers: spec.n_layers,
-            n_kv_heads: spec.n_kv_heads,
-            layout: KvLayout::new(self.kv_dtype, spec.head_dim),
-            max_len: task.max_len,
-        };
-        let mut kv = self.kv_cache.build(shape)?;
+    /// A sequence with memory set aside for the whole task.
+    fn new_sequence(&self, task: &mut Task, spec: &DecoderSpec) -> Result<Sequence, RuntimeError> {
+        let budget = &self.counters.kv;
+        let tokens = task.max_len;
+        let need = self.kv.need(spec, tokens, budget)?;
+        let lease = budget.lease(need).ok_or_else(|| RuntimeError::KvMemory {
+            need,
+            tokens,
+            held: budget.held(),
+            limit: budget.limit(),
+        })?;
+        check_memory(need, || format!("KV cache for {tokens} tokens"))?;
+        let mut kv = self.kv.kind.build(self.kv.shape(spec, tokens))?;
         kv.reserve(task.prompt.len())?;
+        task.lease = Some(lease);
         Ok(sequence(task, kv))
     }
 
-    /// Gives every sequence its tokens of this step.
-    fn fill_inputs(&mut self) {
-        let mut budget = PROMPT_TOKENS_PER_STEP;
+    /// Gives every sequence its tokens of this step, and returns how many are of prompts.
+    fn fill_inputs(&mut self) -> usize {
+        let lacking = self.running.iter().map(Task::prompt_left).sum();
+        let mut chunk = Chunk::new(self.batching.prefill_chunk.get(), lacking);
         for (task, seq) in self.running.iter_mut().zip(&mut self.batch) {
             task.started.get_or_insert_with(Instant::now);
-            let take = task.prompt_left().min(budget);
-            budget -= take;
+            let own = task.prompt_left();
+            let take = chunk.take(own);
             if take > 0 {
-                seq.input.extend_from_slice(&task.prompt[task.fed..task.fed + take]);
-                task.fed += take;
-                task.prefill_steps += 1;
-                seq.outputs = task.goal.outputs(task.fed, task.prompt_left() == 0);
-            } else if task.prompt_left() == 0
+                task.feed(take, seq);
+            } else if own == 0
                 && let Goal::Generate(generation) = &task.goal
-                && let Some(token) = generation.last_token()
+                && let Some(token) = generation.next_input()
             {
                 seq.input.push(token);
             }
         }
+        chunk.taken()
     }
 
     fn list_owners(&mut self) {
@@ -248,7 +378,10 @@ impl Scheduler {
             for (&(i, position), row) in owners.iter().zip(logits.chunks_exact_mut(vocab)) {
                 let task = &mut self.running[i];
                 self.finished[i] |= match &mut task.goal {
-                    Goal::Generate(g) => g.take_logits(row),
+                    Goal::Generate(g) => {
+                        self.counters.new_tokens.fetch_add(1, Ordering::Relaxed);
+                        g.take_logits(row)
+                    }
                     Goal::Score(s) => s.take_logits(cx.kernels, &task.prompt, position, row),
                 };
             }
@@ -275,14 +408,10 @@ impl Scheduler {
 
     /// Ends task `i` and frees its cache.
     fn retire(&mut self, i: usize) {
-        let sequence = self.batch.remove(i);
-        let Task { prompt, goal, reused, started, prefill_steps, .. } = self.running.remove(i);
-        match goal {
-            Goal::Generate(g) => {
-                g.finish(Run { prompt, reused, started, prefill_steps }, sequence.kv, &self.owner);
-            }
-            Goal::Score(s) => s.finish(),
-        }
+        let (sequence, task) = (self.batch.remove(i), self.running.remove(i));
+        // Before the caller hears of the end: whoever asks then must not find it running.
+        self.count_running();
+        task.finish(Some(sequence.kv), &self.owner);
     }
 }
 

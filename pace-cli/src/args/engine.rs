@@ -1,5 +1,6 @@
 //! The flags of every command that runs a model.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -28,6 +29,12 @@ pub(crate) struct EngineArgs {
     /// Threads [default: one a core, within affinity mask and CPU quota].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) threads: Option<u16>,
+    /// Prompt tokens that one forward computes at most, over all sequences [default: 512]. Results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub(crate) prefill_chunk: Option<NonZeroUsize>,
+    /// Memory of all KV caches, such as 4GiB or 500MB [default: what is available once the model is loaded].
+    #[arg(long, value_name = "BYTES", value_parser = byte_size)]
+    pub(crate) kv_memory: Option<u64>,
     /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
@@ -73,6 +80,8 @@ impl EngineArgs {
         };
         let mut config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
         config.load.allow_nonfinite = self.allow_nonfinite;
+        config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);
+        config.batching.kv_memory = self.kv_memory;
         config.load.operators = self.operators.apply(env.operators).map_err(|e| Usage(e.to_string()))?;
         config.load.panel_width = env.panel_width;
         config.load.imbps_chunks = env.imbps_chunks;
@@ -101,6 +110,22 @@ impl OperatorArgs {
     }
 }
 
+/// A number of bytes with or without a unit: B, K, KB, M, MB, G, GB, T, TB in powers of 1000, KiB to TiB of 1024.
+fn byte_size(text: &str) -> Result<u64> {
+    let digits = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let (number, unit) = (&text[..text.len() - digits.len()], digits.trim().to_ascii_lowercase());
+    let (letter, base) = match unit.strip_suffix("ib") {
+        Some(letter) => (letter, 1024f64),
+        None => (unit.strip_suffix('b').unwrap_or(&unit), 1000.0),
+    };
+    let power = ["", "k", "m", "g", "t"].iter().position(|&known| known == letter);
+    let bytes = number.parse::<f64>().ok().zip(power).map(|(n, power)| n * base.powi(power as i32));
+    match bytes {
+        Some(bytes) if bytes >= 1.0 && bytes < u64::MAX as f64 && unit != "ib" => Ok(bytes as u64),
+        _ => anyhow::bail!("a number of bytes above 0 is needed, such as 4GiB, 500MB or 1000000"),
+    }
+}
+
 /// `--op-config`, checked.
 fn operator_json(json: &str) -> Result<String, ConfigError> {
     OperatorConfig::from_json(json).map(|_| json.to_owned())
@@ -125,6 +150,22 @@ mod tests {
     struct Program {
         #[command(flatten)]
         engine: EngineArgs,
+    }
+
+    #[test]
+    fn sizes_have_units_or_none() {
+        for (text, bytes) in [
+            ("1000", 1000),
+            ("4GiB", 4 << 30),
+            ("500MB", 500_000_000),
+            ("1.5 kib", 1536),
+            ("2g", 2_000_000_000),
+        ] {
+            assert_eq!(byte_size(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "0", "-1", "GiB", "1e3", "12 parsecs", "1.2.3", "5ib", "999999999999TB", "nan"] {
+            assert!(byte_size(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -52,6 +52,7 @@ impl Options {
             stop: self.stop.clone(),
             eos: if self.ignore_eos { Vec::new() } else { files.eos().to_vec() },
             reuse: None,
+            keep_cache: false,
         };
         request.check(files.spec())?;
         Ok(request)

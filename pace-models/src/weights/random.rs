@@ -14,16 +14,17 @@ use crate::ModelError;
 use crate::spec::{DecoderSpec, RopeScaling, RopeSpec};
 
 /// The names that [`random_spec`] knows.
-pub const RANDOM_MODELS: &[&str] = &["tiny", "smollm2-135m", "llama-1b", "llama-8b"];
+pub const RANDOM_MODELS: &[&str] = &["tiny", "small", "smollm2-135m", "llama-1b", "llama-8b"];
 
-/// The shape of a random model: of Llama 3.2 1B, Llama 3.1 8B, SmolLM2 135M, or one for tests whose dimensions
-/// are no multiples of 16.
+/// The shape of a random model: of Llama 3.2 1B, Llama 3.1 8B, SmolLM2 135M, or one for tests: `tiny`, whose
+/// dimensions are no multiples of 16, and `small`, which every backend computes and whose context is long.
 ///
 /// # Errors
 /// [`ModelError::UnknownRandomModel`]: `name` is not in [`RANDOM_MODELS`].
 pub fn random_spec(name: &str) -> Result<DecoderSpec, ModelError> {
     match name {
         "tiny" => Ok(tiny()),
+        "small" => Ok(small()),
         "smollm2-135m" => Ok(smollm2_135m()),
         "llama-1b" => Ok(llama_1b()),
         "llama-8b" => Ok(llama_8b()),
@@ -216,6 +217,18 @@ fn tiny() -> DecoderSpec {
         mlp_bias: false,
         tied_embeddings: true,
         rope: RopeSpec { theta: 1e4, scaling: RopeScaling::Default },
+    }
+}
+
+fn small() -> DecoderSpec {
+    DecoderSpec {
+        vocab_size: 1024,
+        hidden: 128,
+        n_heads: 4,
+        head_dim: 32,
+        ffn: 384,
+        max_positions: 8192,
+        ..tiny()
     }
 }
 

@@ -1,13 +1,14 @@
 //! [`Generation`]: from logits to tokens, text and the reason to stop.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use pace_ops::KvCache;
+use pace_ops::KvUsage;
 
 use crate::RuntimeError;
-use crate::request::{Finish, FinishReason, Request, SequenceCache, TokenEvent};
+use crate::request::{Finish, FinishReason, Request, SequenceCache, TokenEvent, TokenStream};
 use crate::sampler::Sampler;
 use crate::tokenizer::{StopStrings, TextStream, Tokenizer};
 
@@ -20,6 +21,42 @@ pub(crate) struct Run {
     pub(crate) prefill_steps: usize,
 }
 
+/// Tokens that wait to be read at most. A sequence whose reader is slower sits out, so that memory is bounded.
+const UNREAD_TOKENS: usize = 1024;
+
+/// Where the events of an answer go. Sending never blocks and, as long as the sender is [`ready`](Self::ready) before
+/// each token, never fails for lack of room; nothing is allocated.
+pub(crate) struct Events {
+    sender: SyncSender<TokenEvent>,
+    sent: usize,
+    /// Tokens that the reader has taken.
+    read: Arc<AtomicUsize>,
+    room: usize,
+}
+
+impl Events {
+    /// For an answer of `max_tokens` at most, and where it is read.
+    pub(crate) fn new(max_tokens: usize, cancelled: Arc<AtomicBool>) -> (Self, TokenStream) {
+        let room = max_tokens.clamp(1, UNREAD_TOKENS);
+        // One place more, for the last event.
+        let (sender, events) = sync_channel(room + 1);
+        let read = Arc::new(AtomicUsize::new(0));
+        let stream = TokenStream { events, cancelled, read: Arc::clone(&read), done: false };
+        (Self { sender, sent: 0, read, room }, stream)
+    }
+
+    /// Whether there is room for a token.
+    fn ready(&self) -> bool {
+        self.sent - self.read.load(Ordering::Acquire) < self.room
+    }
+
+    /// False if nobody reads any more.
+    fn send(&mut self, event: TokenEvent) -> bool {
+        self.sent += 1;
+        self.sender.try_send(event).is_ok()
+    }
+}
+
 /// An answer in the making.
 pub(crate) struct Generation {
     sampler: Sampler,
@@ -27,7 +64,8 @@ pub(crate) struct Generation {
     stop: StopStrings,
     eos: Vec<u32>,
     max_new_tokens: usize,
-    events: Sender<TokenEvent>,
+    keep_cache: bool,
+    events: Events,
     /// The new tokens.
     made: Vec<u32>,
     /// When the logits of the prompt's last token were there, and when the newest token was.
@@ -44,7 +82,7 @@ impl Generation {
         request: &Request,
         vocab: usize,
         tokenizer: Option<&Arc<Tokenizer>>,
-        events: Sender<TokenEvent>,
+        events: Events,
     ) -> Result<Self, RuntimeError> {
         Ok(Self {
             sampler: Sampler::new(&request.sampling, &request.prompt, vocab, &request.eos)?,
@@ -52,8 +90,9 @@ impl Generation {
             stop: StopStrings::new(request.stop.clone())?,
             eos: request.eos.clone(),
             max_new_tokens: request.max_new_tokens,
+            keep_cache: request.keep_cache,
             events,
-            made: Vec::new(),
+            made: Vec::with_capacity(request.max_new_tokens),
             prompt_done: None,
             last_made: None,
             ended: None,
@@ -61,9 +100,9 @@ impl Generation {
         })
     }
 
-    /// The token that the next forward feeds.
-    pub(crate) fn last_token(&self) -> Option<u32> {
-        self.made.last().copied()
+    /// The token that the next forward feeds; none while the reader has too many to read.
+    pub(crate) fn next_input(&self) -> Option<u32> {
+        self.made.last().copied().filter(|_| self.events.ready())
     }
 
     /// Whether another token is to be made.
@@ -81,12 +120,12 @@ impl Generation {
         !self.wants_more()
     }
 
-    pub(crate) fn fail(self, error: RuntimeError) {
-        let _ = self.events.send(TokenEvent::Failed(error));
+    pub(crate) fn fail(mut self, error: RuntimeError) {
+        self.events.send(TokenEvent::Failed(error));
     }
 
-    /// Sends the last event, the sequence's cache with it.
-    pub(crate) fn finish(mut self, run: Run, kv: Box<dyn KvCache>, owner: &Arc<()>) {
+    /// Sends the last event, the sequence's cache with it if it has one.
+    pub(crate) fn finish(mut self, run: Run, cache: Option<SequenceCache>) {
         if let Some(error) = self.failed.take() {
             return self.fail(error);
         }
@@ -94,11 +133,15 @@ impl Generation {
         let full = self.made.len() == self.max_new_tokens;
         let now = Instant::now();
         let prompt_done = self.prompt_done.unwrap_or(now);
-        let usage = kv.usage();
         let prompt_n = run.prompt.len();
-        let mut tokens = run.prompt;
-        tokens.extend_from_slice(&self.made);
-        tokens.truncate(kv.len());
+        let kv = cache.as_ref().map_or_else(KvUsage::default, SequenceCache::usage);
+        // The memory of a cache that nobody wants is free before the reader hears of it.
+        let cache = cache.filter(|_| self.keep_cache).map(|mut cache| {
+            cache.tokens = run.prompt;
+            cache.tokens.extend_from_slice(&self.made);
+            cache.tokens.truncate(cache.kv.len());
+            cache
+        });
         let finish = Finish {
             reason: self.ended.unwrap_or(if full { FinishReason::Length } else { FinishReason::Cancelled }),
             text,
@@ -108,11 +151,11 @@ impl Generation {
             predicted_n: self.made.len(),
             predicted_time: self.last_made.map_or(Duration::ZERO, |t| t - prompt_done),
             prefill_steps: run.prefill_steps,
-            kv: usage,
+            kv,
             seed: self.sampler.seed(),
-            cache: Some(SequenceCache { tokens, kv, owner: Arc::clone(owner) }),
+            cache,
         };
-        let _ = self.events.send(TokenEvent::Finished(finish));
+        self.events.send(TokenEvent::Finished(finish));
     }
 
     fn draw(&mut self, logits: &mut [f32]) -> Result<(), RuntimeError> {
@@ -129,7 +172,7 @@ impl Generation {
         if self.eos.contains(&id) {
             self.ended = Some(FinishReason::Stop);
         }
-        if self.events.send(TokenEvent::Token { id, text }).is_err() {
+        if !self.events.send(TokenEvent::Token { id, text }) {
             self.ended = Some(FinishReason::Cancelled);
         }
         Ok(())

@@ -167,6 +167,7 @@ impl<'a> Repl<'a> {
         let messages: Vec<Message> = system.into_iter().chain(self.messages.iter().cloned()).collect();
         let mut request = super::request(&self.session.files, &self.options, &messages)?;
         request.reuse = self.cache.take();
+        request.keep_cache = true;
         let stream = self.session.engine.submit(request)?;
         self.set_running(Some(stream.canceller()));
         let result = self.show(stream);

@@ -1,0 +1,49 @@
+//! A decode step allocates nothing once it is warm.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use pace_kernels::DType;
+use pace_runtime::sampler::SamplingParams;
+use pace_runtime::{ModelRef, Request, TokenEvent, TokenStream};
+use peak_alloc::PeakAlloc;
+
+use common::{config, start};
+
+/// The system's allocator, counted. This test has a process of its own, so that nobody else allocates.
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
+
+#[test]
+fn a_warm_decode_step_allocates_nothing() {
+    let engine = start(&ModelRef::Random("small".to_owned()), config(DType::Bf16, 2)).unwrap();
+    for do_sample in [false, true] {
+        let sampling = SamplingParams { do_sample, seed: Some(1), ..SamplingParams::default() };
+        // The first round leaves work space of the size that such sequences need.
+        for warm in [false, true] {
+            let request =
+                || Request { prompt: vec![3; 20], max_new_tokens: 300, sampling, ..Request::default() };
+            let mut streams = [0, 1, 2].map(|_| engine.submit(request()).unwrap());
+            read(&mut streams, 50);
+            HEAP.reset_peak_usage();
+            let before = HEAP.current_usage();
+            read(&mut streams, 240);
+            if warm {
+                let after = (HEAP.peak_usage(), HEAP.current_usage());
+                assert_eq!(after, (before, before), "sampling: {do_sample}");
+            }
+            for stream in streams {
+                assert!(matches!(stream.last(), Some(TokenEvent::Finished(_))));
+            }
+        }
+    }
+}
+
+fn read(streams: &mut [TokenStream], tokens: usize) {
+    for _ in 0..tokens {
+        for stream in &mut *streams {
+            assert!(matches!(stream.next(), Some(TokenEvent::Token { .. })));
+        }
+    }
+}
