@@ -373,7 +373,11 @@ mod tests {
                 for len in [0, capacity / 3, capacity / 3, capacity] {
                     let old = buffer.as_slice::<f32>().len();
                     buffer.extend(len).unwrap();
-                    assert_eq!(buffer.held(), placement.held(len, Some(capacity)), "{hugepages:?} {capacity} {len}");
+                    assert_eq!(
+                        buffer.held(),
+                        placement.held(len, Some(capacity)),
+                        "{hugepages:?} {capacity} {len}"
+                    );
                     let all = buffer.as_mut_slice::<f32>();
                     assert_eq!((all.len(), all.as_ptr()), (len / 4, start));
                     assert!(all[..old].iter().all(|&x| x == 7.0) && all[old..].iter().all(|&x| x == 0.0));

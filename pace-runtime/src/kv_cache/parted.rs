@@ -3,7 +3,7 @@
 use pace_kernels::{Buffer, KV_BLOCK, KvLayout, KvMut, KvRun, OutOfMemory, Par};
 use pace_ops::{KvCache, KvError, KvRows, KvUsage};
 
-use super::region::{Region, placement};
+use super::region::Region;
 use super::schedule::Schedule;
 use super::{BmcGrow, KvCacheKind, KvShape};
 
@@ -18,7 +18,7 @@ pub(super) struct PartedKvCache {
     kind: KvCacheKind,
     shape: KvShape,
     schedule: Schedule,
-    /// What is left of the schedule is reserved; none: each growth copies.
+    /// What is left of the schedule is reserved; otherwise each growth copies.
     in_place: bool,
     regions: Vec<Region>,
     layers_per_region: usize,
@@ -30,7 +30,7 @@ pub(super) struct PartedKvCache {
 }
 
 impl PartedKvCache {
-    /// An empty cache. One of a single part that is static has its memory, any other none.
+    /// An empty cache. A static one has its memory, any other none yet.
     ///
     /// # Errors
     /// There is no memory, or the size overflows.
@@ -60,7 +60,7 @@ impl PartedKvCache {
             cache.allocations = 1;
         } else if grow == BmcGrow::Commit
             && Buffer::GROWS_IN_PLACE
-            && let Ok(region) = Region::reserved(&shape, schedule.max_blocks())
+            && let Ok(region) = Region::reserved(&shape, &schedule)
         {
             cache.layers_per_region = shape.n_layers.max(1);
             cache.regions.push(region);
@@ -161,25 +161,6 @@ impl KvCache for PartedKvCache {
             bytes_copied: self.bytes_copied,
         }
     }
-}
-
-/// Bytes that a cache of `shape` holds at `blocks` blocks, and those that it holds at the most while it grows to there from
-/// `old` blocks by copy.
-pub(super) fn held(shape: &KvShape, blocks: usize, grow: Option<BmcGrow>) -> usize {
-    let bytes = |layers, blocks| shape.bytes(layers, blocks).unwrap_or(usize::MAX);
-    match grow {
-        None => pace_kernels::Placement::default().held(bytes(shape.n_layers, blocks), None),
-        Some(BmcGrow::Copy) => shape.n_layers.saturating_mul(layer_held(shape, blocks)),
-        Some(BmcGrow::Commit) => {
-            let max = bytes(shape.n_layers, shape.max_blocks());
-            placement(max).held(bytes(shape.n_layers, blocks), Some(max))
-        }
-    }
-}
-
-/// Bytes of one layer's region of a cache that grows by copy.
-pub(super) fn layer_held(shape: &KvShape, blocks: usize) -> usize {
-    pace_kernels::Placement::default().held(shape.bytes(1, blocks).unwrap_or(usize::MAX), None)
 }
 
 fn out_of_memory(error: OutOfMemory) -> KvError {

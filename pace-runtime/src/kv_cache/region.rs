@@ -1,11 +1,13 @@
 //! [`Region`]: blocks of some layers in one piece of memory.
 
 use pace_kernels::{
-    Buffer, DType, Element, HugePages, KV_BLOCK, KvMut, KvRef, KvRun, MatMut, OutOfMemory, Par, Placement, bf16,
+    Buffer, DType, Element, HugePages, KV_BLOCK, KvMut, KvRef, KvRun, MatMut, OutOfMemory, Par, Placement,
+    bf16,
 };
 use pace_ops::KvRows;
 
 use super::KvShape;
+use super::schedule::Schedule;
 
 /// From so many bytes of a sequence on a reservation is committed in huge pages: the one that is not full costs at most
 /// an eighth of what the sequence takes on average.
@@ -36,11 +38,14 @@ impl Region {
         Ok(Self { data, layers, parts: vec![Part { first: 0, blocks, start: 0 }] })
     }
 
-    /// Addresses for `max_blocks` blocks in all layers, and no memory yet.
-    pub(super) fn reserved(shape: &KvShape, max_blocks: usize) -> Result<Self, OutOfMemory> {
-        let bytes = shape.bytes(shape.n_layers, max_blocks).ok_or(OutOfMemory { bytes: usize::MAX })?;
+    /// Addresses for all layers of the longest cache, and no memory yet.
+    pub(super) fn reserved(shape: &KvShape, schedule: &Schedule) -> Result<Self, OutOfMemory> {
+        let bytes = shape.bytes(shape.n_layers, schedule.max_blocks());
+        let bytes = bytes.ok_or(OutOfMemory { bytes: usize::MAX })?;
         let data = Buffer::reserve(bytes, placement(bytes))?;
-        Ok(Self { data, layers: shape.n_layers, parts: Vec::new() })
+        // Growing must not allocate: a decode step does it.
+        let parts = Vec::with_capacity(schedule.capacities().count());
+        Ok(Self { data, layers: shape.n_layers, parts })
     }
 
     /// Blocks of each layer and head.
@@ -76,7 +81,13 @@ impl Region {
     }
 
     /// Block `block` of `layer`, counted from this region's first, and of KV head `head`.
-    pub(super) fn block_mut(&mut self, shape: &KvShape, layer: usize, head: usize, block: usize) -> KvMut<'_> {
+    pub(super) fn block_mut(
+        &mut self,
+        shape: &KvShape,
+        layer: usize,
+        head: usize,
+        block: usize,
+    ) -> KvMut<'_> {
         let part = self.parts.iter().rfind(|part| part.first <= block);
         let part = *part.filter(|part| block < part.first + part.blocks).expect("block was not reserved");
         let len = shape.layout.block_len();
@@ -88,7 +99,14 @@ impl Region {
     }
 
     /// Stores `rows` in `layer`. `heads` is 0, 1 and so on to the number of KV heads.
-    pub(super) fn append(&mut self, shape: &KvShape, heads: &[usize], par: Par<'_>, layer: usize, rows: KvRows<'_>) {
+    pub(super) fn append(
+        &mut self,
+        shape: &KvShape,
+        heads: &[usize],
+        par: Par<'_>,
+        layer: usize,
+        rows: KvRows<'_>,
+    ) {
         assert!(rows.blocks().end <= self.blocks(), "rows were not reserved");
         match shape.layout.dtype() {
             DType::Bf16 => self.append_as(shape, heads, par, layer, rows, |block| KvMut::Bf16(block)),
@@ -153,8 +171,22 @@ impl Part {
     }
 }
 
+/// Bytes that [`Region::allocated`] takes for so many layers and blocks.
+pub(super) fn allocated_bytes(shape: &KvShape, layers: usize, blocks: usize) -> usize {
+    shape.bytes(layers, blocks).map_or(usize::MAX, |bytes| Placement::default().held(bytes, None))
+}
+
+/// Bytes that a region of [`Region::reserved`] takes once it has grown to `blocks` blocks.
+pub(super) fn committed_bytes(shape: &KvShape, blocks: usize) -> usize {
+    let all = [blocks, shape.max_blocks()].map(|blocks| shape.bytes(shape.n_layers, blocks));
+    match all {
+        [Some(bytes), Some(max)] => placement(max).held(bytes, Some(max)),
+        _ => usize::MAX,
+    }
+}
+
 /// Where a reservation of `bytes` bytes is put.
-pub(super) fn placement(bytes: usize) -> Placement {
+fn placement(bytes: usize) -> Placement {
     let default = Placement::default();
     match default.hugepages {
         HugePages::Auto if bytes < HUGE_FROM => Placement { hugepages: HugePages::Never, ..default },

@@ -1,6 +1,7 @@
 //! [`Schedule`]: how long a cache is after each of its growths.
 
-use super::BmcGrowth;
+use super::region::{allocated_bytes, committed_bytes};
+use super::{BmcGrow, BmcGrowth, KvCacheKind, KvShape};
 
 /// The capacities that a cache goes through, in blocks. They ascend, the last one is the maximum, and parts that would be
 /// smaller than a block are merged into one.
@@ -38,7 +39,8 @@ impl Schedule {
                 capacity
             }
             BmcGrowth::Linear => {
-                let part = |i: usize| (i as u128 * self.max_blocks as u128).div_ceil(self.splits as u128) as usize;
+                let part =
+                    |i: usize| (i as u128 * self.max_blocks as u128).div_ceil(self.splits as u128) as usize;
                 // The least i with `i * max / splits > blocks - 1`.
                 let below = blocks.saturating_sub(1) as u128 * self.splits as u128;
                 part((below / self.max_blocks.max(1) as u128) as usize + 1)
@@ -51,6 +53,24 @@ impl Schedule {
         let first = (self.max_blocks > 0).then(|| self.capacity(1));
         std::iter::successors(first, move |&last| (last < self.max_blocks).then(|| self.capacity(last + 1)))
     }
+
+    /// Bytes that a cache comes to hold at most on its way to the maximum.
+    pub(super) fn peak_bytes(self, shape: &KvShape, kind: KvCacheKind, grow: BmcGrow) -> usize {
+        match (kind, grow) {
+            (KvCacheKind::Static, _) => allocated_bytes(shape, shape.n_layers, self.max_blocks),
+            (_, BmcGrow::Commit) => committed_bytes(shape, self.max_blocks),
+            (_, BmcGrow::Copy) => {
+                let before = self.capacities().take_while(|&capacity| capacity < self.max_blocks).last();
+                let old = before.map_or(0, |blocks| allocated_bytes(shape, 1, blocks));
+                copied_bytes(shape, self.max_blocks).saturating_add(old)
+            }
+        }
+    }
+}
+
+/// Bytes of a cache of `blocks` blocks that grows by copy: each layer has its own memory.
+pub(super) fn copied_bytes(shape: &KvShape, blocks: usize) -> usize {
+    shape.n_layers.saturating_mul(allocated_bytes(shape, 1, blocks))
 }
 
 #[cfg(test)]
