@@ -14,7 +14,7 @@ use pace_models::{DecoderSpec, LoadOptions, Model, ModelError};
 use pace_ops::{Chosen, Demotion, OpCx, OpShape, Selection};
 
 use self::worker::Weights;
-use crate::kv_cache::KvCacheKind;
+use crate::kv_cache::KvConfig;
 use crate::metrics::{Counters, EngineMetrics};
 use crate::platform::cores::CoreRequest;
 use crate::platform::numa::NumaMemory;
@@ -44,7 +44,7 @@ pub struct EngineConfig {
     /// Formats and operators.
     pub load: LoadOptions,
     /// How caches get their memory.
-    pub kv_cache: KvCacheKind,
+    pub kv_cache: KvConfig,
     /// How requests share the engine.
     pub batching: Batching,
     /// Whether operators are timed, for [`EngineHandle::profile`] and [`EngineHandle::trace`].
@@ -95,7 +95,7 @@ impl EngineConfig {
                 smallest_l3,
                 ..LoadOptions::new(weights, activations)
             },
-            kv_cache: KvCacheKind::default(),
+            kv_cache: KvConfig::default(),
             batching: Batching::default(),
             profile: false,
         })
@@ -143,7 +143,7 @@ impl EngineConfig {
 
     /// How caches are made.
     const fn kv_plan(&self) -> KvPlan {
-        KvPlan { kind: self.kv_cache, dtype: self.load.kv }
+        KvPlan { config: self.kv_cache, dtype: self.load.kv }
     }
 }
 
@@ -245,9 +245,10 @@ impl EngineHandle {
 
     fn run(
         weights: Weights,
-        config: EngineConfig,
+        mut config: EngineConfig,
         tokenizer: Option<Arc<Tokenizer>>,
     ) -> Result<Self, RuntimeError> {
+        config.kv_cache = config.kv_cache.calibrated();
         let (ready_tx, ready_rx) = channel();
         let (messages_tx, messages_rx) = channel();
         let stopping = Arc::new(AtomicBool::new(false));

@@ -178,6 +178,7 @@ impl RuntimeError {
     /// Whose fault this is.
     pub const fn kind(&self) -> ErrorKind {
         match self {
+            Self::Kv(KvError::Splits { .. }) => ErrorKind::Usage,
             Self::Model(ModelError::OutOfMemory { .. })
             | Self::Pool(_)
             | Self::Kv(_)
