@@ -4,6 +4,7 @@ mod bench;
 mod engine;
 mod models;
 mod operators;
+mod platform;
 mod sampling;
 mod tokens;
 
@@ -15,6 +16,7 @@ pub(crate) use self::bench::{BenchArgs, BenchFormat, spell_out};
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
+pub(crate) use self::platform::{EnvArgs, PlatformArgs};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
@@ -38,6 +40,7 @@ pub(crate) enum Command {
     Ops(OpsArgs),
     Jit(JitArgs),
     Plan(PlanArgs),
+    Env(EnvArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod detokenize;
+pub(crate) mod env;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod jit;

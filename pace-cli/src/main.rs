@@ -37,6 +37,10 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let env = Env::read().map_err(pace_runtime::RuntimeError::from)?;
     logging::init(env.log_level);
+    for (name, meant) in pace_runtime::config::unknown_names() {
+        let advice = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+        tracing::warn!("environment variable {name} means nothing{advice}");
+    }
     match cli.command {
         Command::Generate(args) => commands::generate::run(&env, args),
         Command::Chat(args) => commands::chat::run(&env, args),
@@ -48,6 +52,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ops(args) => commands::ops::run(&args),
         Command::Jit(args) => commands::jit::run(&env, &args),
         Command::Plan(args) => commands::plan::run(&env, &args),
+        Command::Env(args) => commands::env::run(&args),
         Command::Pull(args) => commands::pull::run(&env, &args),
         Command::List(args) => commands::list::run(&env, &args),
         Command::Show(args) => commands::show::run(&env, &args),

@@ -109,7 +109,9 @@ impl FromArgMatches for EngineSweep {
         all = each(&all, values::<WeightChoice>(matches, "dtype"), |args, dtype| args.dtype = dtype);
         let op_configs = values::<String>(matches, "op_config");
         all = each(&all, op_configs, |args, json| args.operators.op_config = Some(json));
-        all = each(&all, values::<u16>(matches, "threads"), |args, threads| args.threads = Some(threads));
+        all = each(&all, values::<u16>(matches, "threads"), |args, threads| {
+            args.platform.threads = Some(threads);
+        });
         Ok(Self(all))
     }
 
@@ -180,7 +182,7 @@ mod tests {
     fn every_engine_meets_every_other_setting() {
         let args = parse(&["-m", "a,b", "-m", "c", "-t", "1,2", "--op", "mlp=native", "--dtype", "f32"]);
         let engines: Vec<_> =
-            args.engines.0.iter().map(|e| (e.model.as_deref().unwrap(), e.threads)).collect();
+            args.engines.0.iter().map(|e| (e.model.as_deref().unwrap(), e.platform.threads)).collect();
         let (one, two) = (Some(1), Some(2));
         assert_eq!(engines, [("a", one), ("a", two), ("b", one), ("b", two), ("c", one), ("c", two)]);
         assert!(args.engines.0.iter().all(|e| e.dtype == WeightChoice::F32 && e.operators.op.len() == 1));

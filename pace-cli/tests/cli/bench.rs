@@ -6,7 +6,7 @@ use super::common::pace;
 use super::{json, keys};
 
 /// The keys of a result, as documented.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 27] = [
     "model",
     "size_bytes",
     "params",
@@ -31,6 +31,8 @@ const KEYS: [&str; 25] = [
     "peak_rss_bytes",
     "limits",
     "operators",
+    "demotions",
+    "bit_equal",
     "huge_page_share",
 ];
 
@@ -61,7 +63,12 @@ fn a_result_says_what_was_measured_and_what_came_of_it() {
         assert_eq!((&test["op_config"], &test["operators"]["mlp"]), (&"auto".into(), &"tpp".into()));
         assert_eq!(
             (&test["dtype"], &test["kv_cache"], &test["instances"]),
-            (&"bf16".into(), &"static".into(), &1.into())
+            (&"bf16".into(), &"bmc".into(), &1.into())
+        );
+        assert_eq!(
+            (&test["demotions"], &test["bit_equal"]),
+            (&Value::Array(Vec::new()), &false.into()),
+            "{test}"
         );
         let share = &test["huge_page_share"];
         assert!(share.is_null() || (0.0..=1.0).contains(&share.as_f64().unwrap()), "{share}");

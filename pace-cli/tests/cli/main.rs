@@ -11,6 +11,7 @@ mod generate;
 mod length;
 mod models;
 mod operators;
+mod platform;
 mod profile;
 mod reports;
 mod sampling;

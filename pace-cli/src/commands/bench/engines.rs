@@ -6,7 +6,10 @@ use std::thread;
 use anyhow::Result;
 use pace_kernels::DType;
 use pace_runtime::config::Env;
-use pace_runtime::{EngineConfig, EngineHandle, Limits, ModelFiles, RuntimeError};
+use pace_runtime::platform::topology::Topology;
+use pace_runtime::{
+    EngineConfig, EngineHandle, EngineInfo, Instances, Limits, ModelFiles, Part, RuntimeError, partition,
+};
 
 use super::memory;
 use super::workload::Workload;
@@ -18,7 +21,8 @@ use crate::session::{self, Session};
 pub(super) struct Setup {
     pub(super) files: Arc<ModelFiles>,
     pub(super) config: EngineConfig,
-    pub(super) instances: usize,
+    /// What each instance has of the machine.
+    pub(super) parts: Vec<Part>,
 }
 
 impl Setup {
@@ -58,7 +62,8 @@ impl Setup {
                 Usage(format!("--instances {instances}: there are {threads} threads to divide")).into()
             );
         }
-        Ok(Self { files, config, instances })
+        let parts = partition(&Topology::detect(), &config.cpus, instances).map_err(RuntimeError::from)?;
+        Ok(Self { files, config, parts })
     }
 
     /// The name of the weights' type.
@@ -70,9 +75,8 @@ impl Setup {
     }
 }
 
-/// Engines that compute a setup at the same time, on one copy of the weights.
+/// Engines that compute a setup at the same time; those on one NUMA node share the weights.
 pub(super) struct Engines {
-    pub(super) session: Session,
     pub(super) instances: Vec<EngineHandle>,
     /// What the hardware gives to all of them together.
     pub(super) limits: Limits,
@@ -81,25 +85,33 @@ pub(super) struct Engines {
 }
 
 impl Engines {
-    /// Loads the model on all threads, then measures what the hardware gives to those of the instances.
+    /// Loads the model, then measures what the hardware gives to the engines' threads.
     ///
     /// # Errors
     /// The model cannot be loaded, or there is no memory.
     pub(super) fn start(setup: &Setup) -> Result<Self> {
         memory::forget_peak();
-        let session = Session::with(Arc::clone(&setup.files), setup.config.clone())?;
-        let instances = if setup.instances == 1 {
-            vec![session.engine.clone()]
+        let (files, config) = (Arc::clone(&setup.files), &setup.config);
+        let instances = if setup.parts.len() == 1 {
+            vec![Session::with(files, config.clone())?.engine]
         } else {
-            let parts = divide(&setup.config.cpus, setup.instances).into_iter();
-            let part = |cpus| session.engine.share(EngineConfig { cpus, ..setup.config.clone() });
-            parts.map(part).collect::<Result<_, _>>()?
+            Instances::start(&files, config, &setup.parts, session::load_progress)?.engines().to_vec()
         };
         let load_peak = memory::peak_bytes();
         let limits = together(&instances)?;
         // What was allocated to measure is not the engines'.
         memory::forget_peak();
-        Ok(Self { session, instances, limits, load_peak })
+        Ok(Self { instances, limits, load_peak })
+    }
+
+    /// What the first engine turned out to be; all are alike but for their CPUs.
+    pub(super) fn info(&self) -> &EngineInfo {
+        self.instances[0].info()
+    }
+
+    /// Threads of all engines.
+    pub(super) fn threads(&self) -> usize {
+        self.instances.iter().map(|engine| engine.info().threads).sum()
     }
 
     /// The most memory that the engines have taken so far, in bytes.
@@ -135,24 +147,4 @@ fn together(engines: &[EngineHandle]) -> Result<Limits, RuntimeError> {
         int8_ops: sum(|l| l.int8_ops),
         bytes: sum(|l| l.bytes),
     })
-}
-
-/// `cpus`, in their order, in `parts` runs whose lengths differ by one at most.
-fn divide(cpus: &[usize], parts: usize) -> Vec<Vec<usize>> {
-    let end = |part: usize| part * cpus.len() / parts;
-    (0..parts).map(|part| cpus[end(part)..end(part + 1)].to_vec()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpus_are_divided_evenly_and_in_order() {
-        assert_eq!(divide(&[4, 5, 6, 7], 2), [vec![4, 5], vec![6, 7]]);
-        let uneven = divide(&[0, 1, 2, 3, 4, 5, 6], 3);
-        assert_eq!(uneven.concat(), [0, 1, 2, 3, 4, 5, 6]);
-        assert!(uneven.iter().all(|part| part.len() == 2 || part.len() == 3), "{uneven:?}");
-        assert_eq!(divide(&[3], 1), [vec![3]]);
-    }
 }

@@ -98,12 +98,8 @@ impl Report {
 
     /// Remembers what there is to say about engines; once, if others are alike.
     pub(super) fn note(&mut self, engines: &Engines) {
-        let (info, limits) = (engines.session.engine.info(), &engines.limits);
-        let note = format!(
-            "\n{}\noperators by {}\n",
-            operators::huge_pages(info),
-            operators::to_text(&info.operators)
-        );
+        let (info, limits) = (engines.info(), &engines.limits);
+        let note = format!("\n{}\n{}\n", operators::huge_pages(info), operators::summary(info).join("\n"));
         if !self.notes.contains(&note) {
             self.notes += &note;
         }
@@ -165,17 +161,17 @@ fn fields(
     measured: &Measured,
     figures: &Figures,
 ) -> Map<String, Value> {
-    let info = engines.session.engine.info();
+    let info = engines.info();
     let mut out = json!({
         "model": setup.files.name(),
         "size_bytes": info.weight_bytes,
         "params": info.spec.parameters(),
         "dtype": setup.dtype(),
         "isa": info.isa.to_string(),
-        "op_config": op_config(&engines.session.operators),
-        "kv_cache": setup.config.kv_cache.name(),
-        "threads": info.threads,
-        "instances": setup.instances,
+        "op_config": op_config(&setup.config.load.operators),
+        "kv_cache": setup.config.kv_cache.kind.name(),
+        "threads": engines.threads(),
+        "instances": setup.parts.len(),
         "test": workload.to_string(),
         "n_prompt": workload.n_prompt,
         "n_gen": workload.n_gen,
@@ -191,6 +187,8 @@ fn fields(
         "peak_rss_bytes": engines.peak_bytes(),
         "limits": engines.limits,
         "operators": operators::to_json(&info.operators),
+        "demotions": operators::demotions(info),
+        "bit_equal": info.bit_equal,
         "huge_page_share": info.huge_share,
     });
     if let Some(profile) = &measured.profile {
@@ -236,17 +234,17 @@ fn cells(
     figures: &Figures,
     layout: Layout,
 ) -> Vec<String> {
-    let info = engines.session.engine.info();
+    let info = engines.info();
     let mut cells = vec![
         setup.files.name().to_owned(),
         bytes(info.weight_bytes),
         count(info.spec.parameters()),
         setup.dtype().to_owned(),
         info.isa.to_string(),
-        op_config(&engines.session.operators),
-        info.threads.to_string(),
+        op_config(&setup.config.load.operators),
+        engines.threads().to_string(),
     ];
-    cells.extend(layout.instances.then(|| setup.instances.to_string()));
+    cells.extend(layout.instances.then(|| setup.parts.len().to_string()));
     cells.extend(layout.batch.then(|| workload.batch.to_string()));
     cells.push(workload.to_string());
     cells.extend([

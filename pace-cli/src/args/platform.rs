@@ -1,0 +1,113 @@
+//! The flags for threads and memory of every command that runs a model.
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use pace_kernels::HugePages;
+use pace_runtime::config::Env;
+use pace_runtime::platform::cores::CoreRequest;
+use pace_runtime::platform::numa::NumaMemory;
+use pace_runtime::platform::topology::parse_cpu_list;
+
+use super::Format;
+
+/// On which CPUs, and in which memory.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Platform")]
+pub(crate) struct PlatformArgs {
+    /// Threads [default: $OMP_NUM_THREADS, else one a core, within --cores, affinity mask and CPU quota].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) threads: Option<u16>,
+    /// Threads while prompts are read, of all those there are [default: all].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) prefill_threads: Option<u16>,
+    /// Threads while answers are made, of all those there are [default: all].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) decode_threads: Option<u16>,
+    /// The CPUs to run on, such as 0-3,8; threads are pinned there, one a core [default: $GOMP_CPU_AFFINITY].
+    #[arg(long, value_name = "LIST", value_parser = cpu_list, conflicts_with = "numa_node")]
+    pub(crate) cores: Option<CpuList>,
+    /// Run on the CPUs of this NUMA node; threads are pinned there, one a core.
+    #[arg(long, value_name = "K")]
+    pub(crate) numa_node: Option<usize>,
+    /// Let the system move threads among the chosen CPUs.
+    #[arg(long)]
+    pub(crate) no_pin: bool,
+    /// Memory on machines with several NUMA nodes: on those of the threads, spread over all, or as the kernel does.
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub(crate) numa_memory: NumaChoice,
+    /// Huge pages for weights: from 2 MiB on, always, or never.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub(crate) hugepages: HugePageChoice,
+}
+
+/// `--numa-memory`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NumaChoice {
+    #[default]
+    Bind,
+    Interleave,
+    Default,
+}
+
+/// `--hugepages`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HugePageChoice {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+/// Every environment variable that means something to PACE: its meaning, value and default.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pace-cli env
+  pace-cli env --format json")]
+pub(crate) struct EnvArgs {
+    /// How the result is written.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+}
+
+/// `--cores`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CpuList(pub(crate) Vec<usize>);
+
+impl PlatformArgs {
+    /// What the flags ask for, and the environment where they are silent.
+    pub(crate) fn cores(&self, env: &Env) -> CoreRequest {
+        CoreRequest {
+            threads: self.threads.map(usize::from),
+            cores: self.cores.clone().map(|list| list.0),
+            numa_node: self.numa_node,
+            no_pin: self.no_pin,
+            omp_num_threads: env.omp_num_threads,
+            gomp_cpu_affinity: env.gomp_cpu_affinity.clone(),
+        }
+    }
+}
+
+impl From<NumaChoice> for NumaMemory {
+    fn from(choice: NumaChoice) -> Self {
+        match choice {
+            NumaChoice::Bind => Self::Bind,
+            NumaChoice::Interleave => Self::Interleave,
+            NumaChoice::Default => Self::Default,
+        }
+    }
+}
+
+impl From<HugePageChoice> for HugePages {
+    fn from(choice: HugePageChoice) -> Self {
+        match choice {
+            HugePageChoice::Auto => Self::Auto,
+            HugePageChoice::Always => Self::Always,
+            HugePageChoice::Never => Self::Never,
+        }
+    }
+}
+
+fn cpu_list(text: &str) -> Result<CpuList> {
+    let cpus = parse_cpu_list(text).filter(|cpus| !cpus.is_empty());
+    cpus.map(CpuList).context("a list of CPUs is needed, such as 0-3,8")
+}
