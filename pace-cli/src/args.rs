@@ -5,6 +5,7 @@ mod models;
 mod operators;
 mod platform;
 mod sampling;
+mod throughput;
 mod tokens;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
 pub(crate) use self::platform::{EnvArgs, PlatformArgs};
 pub(crate) use self::sampling::SamplingArgs;
+pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
 /// Run large language models on CPUs, straight from HF safetensors and GGUF.
@@ -35,6 +37,7 @@ pub(crate) enum Command {
     Detokenize(DetokenizeArgs),
     Info(InfoArgs),
     Bench(BenchArgs),
+    Throughput(ThroughputArgs),
     Ops(OpsArgs),
     Jit(JitArgs),
     Plan(PlanArgs),

@@ -44,6 +44,7 @@ impl Session {
         profile: bool,
         check: impl FnOnce(&ModelFiles) -> Result<T>,
     ) -> Result<(Self, T)> {
+        args.platform.expect_one_instance()?;
         let config = EngineConfig { profile, ..args.config(env)? };
         let files = open(env, args.model.as_deref())?;
         let checked = check(&files)?;
@@ -134,7 +135,7 @@ pub(crate) fn read_stdin() -> Result<String> {
 }
 
 /// A bar on stderr while weights are packed, if that is a terminal and takes a while.
-fn load_progress() -> LoadProgress {
+pub(crate) fn load_progress() -> LoadProgress {
     if !std::io::stderr().is_terminal() {
         return Box::new(|_, _| {});
     }
