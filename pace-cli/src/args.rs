@@ -6,6 +6,7 @@ mod models;
 mod operators;
 mod platform;
 mod sampling;
+mod throughput;
 mod tokens;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
 pub(crate) use self::platform::{EnvArgs, PlatformArgs};
 pub(crate) use self::sampling::SamplingArgs;
+pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
 /// Run large language models on CPUs, straight from HF safetensors and GGUF.
@@ -37,6 +39,7 @@ pub(crate) enum Command {
     Detokenize(DetokenizeArgs),
     Info(InfoArgs),
     Bench(BenchArgs),
+    Throughput(ThroughputArgs),
     Ops(OpsArgs),
     Jit(JitArgs),
     Plan(PlanArgs),

@@ -16,6 +16,7 @@ pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod score;
 pub(crate) mod show;
+pub(crate) mod throughput;
 pub(crate) mod tokenize;
 
 mod answer;

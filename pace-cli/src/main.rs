@@ -49,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Detokenize(args) => commands::detokenize::run(&env, args),
         Command::Info(args) => commands::info::run(&env, &args),
         Command::Bench(args) => commands::bench::run(&env, args),
+        Command::Throughput(args) => commands::throughput::run(&env, &args),
         Command::Ops(args) => commands::ops::run(&args),
         Command::Jit(args) => commands::jit::run(&env, &args),
         Command::Plan(args) => commands::plan::run(&env, &args),

@@ -30,6 +30,7 @@ impl Session {
         args: &EngineArgs,
         check: impl FnOnce(&ModelFiles) -> Result<T>,
     ) -> Result<(Self, T)> {
+        args.platform.expect_one_instance()?;
         let config = EngineConfig { profile: env.log_level.profiles(), ..args.config(env)? };
         let files = open(env, args.model.as_deref())?;
         let checked = check(&files)?;

@@ -3,6 +3,25 @@
 //! A part that stays on one NUMA node and behind one L3 cache neither fetches weights over the link between sockets nor
 //! waits for cores on the other side of it. Engines on the same node share one copy of the packed weights, so that an
 //! instance more costs its KV caches and scratch memory only.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use pace_runtime::platform::topology::Topology;
+//! use pace_runtime::{DType, EngineConfig, Instances, ModelFiles, ModelRef, Request, partition};
+//!
+//! # fn main() -> Result<(), pace_runtime::RuntimeError> {
+//! let files = Arc::new(ModelFiles::open(&ModelRef::parse("random:tiny")?)?);
+//! let config = EngineConfig::detect(DType::Bf16, None)?;
+//! let parts = partition(&Topology::detect(), &config.cpus, 1)?;
+//! let instances = Instances::start(&files, &config, &parts, || Box::new(|_, _| {}))?;
+//! let request = |id| Request { prompt: vec![id], max_new_tokens: 8, ..Request::default() };
+//! instances.run((0..6).map(request).collect(), |answer| {
+//!     println!("{}: {:?} by instance {}", answer.index, answer.tokens, answer.instance);
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod partition;
 mod queue;
@@ -138,6 +157,7 @@ fn drain(
                 }
                 Some(TokenEvent::Finished(finish)) => {
                     let Running { index, tokens, text, .. } = running.swap_remove(i);
+                    queue.done();
                     done(Completion { index, instance, tokens, text: text + &finish.text, finish });
                 }
                 Some(TokenEvent::Failed(error)) => return Err(error),

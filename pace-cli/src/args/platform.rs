@@ -9,6 +9,7 @@ use pace_runtime::platform::numa::NumaMemory;
 use pace_runtime::platform::topology::parse_cpu_list;
 
 use super::Format;
+use crate::exit::Usage;
 
 /// On which CPUs, and in which memory.
 #[derive(Clone, Debug, Default, Args)]
@@ -23,9 +24,10 @@ pub(crate) struct PlatformArgs {
     /// Threads while answers are made, of all those there are [default: all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) decode_threads: Option<u16>,
-    /// The CPUs to run on, such as 0-3,8; threads are pinned there, one a core [default: $GOMP_CPU_AFFINITY].
-    #[arg(long, value_name = "LIST", value_parser = cpu_list, conflicts_with = "numa_node")]
-    pub(crate) cores: Option<CpuList>,
+    /// The CPUs to run on, such as 0-3,8; threads are pinned there, one a core [default: $GOMP_CPU_AFFINITY]. For several
+    /// instances one list each, such as 0-3;4-7.
+    #[arg(long, value_name = "LIST", value_parser = cpu_lists, conflicts_with = "numa_node")]
+    pub(crate) cores: Option<CpuLists>,
     /// Run on the CPUs of this NUMA node; threads are pinned there, one a core.
     #[arg(long, value_name = "K")]
     pub(crate) numa_node: Option<usize>,
@@ -69,20 +71,31 @@ pub(crate) struct EnvArgs {
     pub(crate) format: Format,
 }
 
-/// `--cores`.
+/// `--cores`: the CPUs of each instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CpuList(pub(crate) Vec<usize>);
+pub(crate) struct CpuLists(pub(crate) Vec<Vec<usize>>);
 
 impl PlatformArgs {
     /// What the flags ask for, and the environment where they are silent.
     pub(crate) fn cores(&self, env: &Env) -> CoreRequest {
         CoreRequest {
             threads: self.threads.map(usize::from),
-            cores: self.cores.clone().map(|list| list.0),
+            cores: self.cores.as_ref().map(|lists| lists.0.concat()),
             numa_node: self.numa_node,
             no_pin: self.no_pin,
             omp_num_threads: env.omp_num_threads,
             gomp_cpu_affinity: env.gomp_cpu_affinity.clone(),
+        }
+    }
+
+    /// An error if CPUs are given for several instances.
+    pub(crate) fn expect_one_instance(&self) -> Result<()> {
+        match &self.cores {
+            Some(lists) if lists.0.len() > 1 => {
+                let what = "--cores: one list of CPUs is needed here; several are for `throughput` and its instances";
+                Err(Usage(what.to_owned()).into())
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -107,7 +120,8 @@ impl From<HugePageChoice> for HugePages {
     }
 }
 
-fn cpu_list(text: &str) -> Result<CpuList> {
-    let cpus = parse_cpu_list(text).filter(|cpus| !cpus.is_empty());
-    cpus.map(CpuList).context("a list of CPUs is needed, such as 0-3,8")
+fn cpu_lists(text: &str) -> Result<CpuLists> {
+    let list = |part| parse_cpu_list(part).filter(|cpus| !cpus.is_empty());
+    let lists = text.split(';').map(list).collect::<Option<Vec<_>>>();
+    lists.map(CpuLists).context("a list of CPUs is needed, such as 0-3,8")
 }

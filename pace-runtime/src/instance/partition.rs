@@ -30,9 +30,18 @@ pub enum PartitionError {
 }
 
 impl Part {
-    /// `config` for this part of the machine, one of `parts`.
-    pub(super) fn configure(&self, config: &EngineConfig, parts: usize) -> EngineConfig {
-        let mut own = EngineConfig { cpus: self.cpus.clone(), ..config.clone() };
+    /// The part that has these CPUs.
+    pub fn of_cpus(topology: &Topology, cpus: Vec<usize>) -> Self {
+        let mut nodes = cpus.iter().map(|&id| topology.cpu(id).map_or(0, |cpu| cpu.node));
+        let first = nodes.next();
+        let same = nodes.all(|node| Some(node) == first);
+        Self { cpus, node: first.filter(|_| same) }
+    }
+
+    /// `config` for this part of the machine, one of `parts`: its CPUs, and its share of the memory for KV caches.
+    pub fn configure(&self, config: &EngineConfig, parts: usize) -> EngineConfig {
+        let cpus = self.cpus.clone();
+        let mut own = EngineConfig { within: cpus.clone(), cpus, ..config.clone() };
         own.batching.kv_memory = own.batching.kv_memory.map(|bytes| bytes / parts as u64);
         own
     }
@@ -56,12 +65,7 @@ pub fn partition(topology: &Topology, cpus: &[usize], instances: usize) -> Resul
         let l3s = groups(&node, &|id| of(id, |cpu| cpu.l3));
         divide(l3s, parts, &|l3, parts| evenly(&l3, parts))
     });
-    let part = |cpus: Vec<usize>| {
-        let node = of(cpus[0], |cpu| cpu.node);
-        let same = cpus.iter().all(|&id| of(id, |cpu| cpu.node) == node);
-        Part { cpus, node: same.then_some(node) }
-    };
-    Ok(lists.into_iter().map(part).collect())
+    Ok(lists.into_iter().map(|cpus| Part::of_cpus(topology, cpus)).collect())
 }
 
 /// `groups` among `parts`: whole groups where the numbers divide, else each group among its share of the parts by
