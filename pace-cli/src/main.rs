@@ -52,6 +52,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ops(args) => commands::ops::run(&args),
         Command::Jit(args) => commands::jit::run(&env, &args),
         Command::Plan(args) => commands::plan::run(&env, &args),
+        Command::Doctor(args) => commands::doctor::run(&env, &args),
+        Command::Launch(args) => commands::launch::run(&env, &args),
         Command::Env(args) => commands::env::run(&args),
         Command::Pull(args) => commands::pull::run(&env, &args),
         Command::List(args) => commands::list::run(&env, &args),
