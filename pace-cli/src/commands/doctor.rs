@@ -22,6 +22,15 @@ struct Setting {
     source: String,
 }
 
+/// The allocator that this program was built with, which no mapping shows; none is the system's.
+const LINKED: Option<&str> = if cfg!(feature = "mimalloc") {
+    Some("mimalloc")
+} else if cfg!(feature = "jemalloc") {
+    Some("jemalloc")
+} else {
+    None
+};
+
 pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
     let config = args.engine.config(env)?;
     let budget = ThreadBudget::for_request(&args.engine.platform.cores(env))
@@ -29,7 +38,12 @@ pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
     // Nothing is fetched for a report: without a name, there is no model.
     let files = args.engine.model.as_deref().map(|model| open(env, Some(model))).transpose()?;
     let weight_bytes = files.map(|files| files.spec().weight_bytes(config.load.weights) as u64);
-    let report = examine(&config, &budget, weight_bytes)?;
+    let mut report = examine(&config, &budget, weight_bytes)?;
+    if let Some(allocator) = LINKED {
+        report.machine.allocator = allocator;
+        let check = report.checks.iter_mut().find(|check| check.id == "allocator");
+        check.into_iter().for_each(|check| check.value = format!("{allocator} (linked in)"));
+    }
     let settings = settings(env, &args.engine, &config, &budget);
     match args.format {
         Format::Json => output::json(&to_json(&report, &settings)?)?,
