@@ -64,7 +64,7 @@ impl Session {
             info.load_time.as_secs_f64(),
             operators::huge_pages(info)
         );
-        tracing::info!("operators by {}", operators::to_text(&info.operators));
+        operators::summary(info).iter().for_each(|line| tracing::info!("{line}"));
         Ok(Self { files, engine, operators })
     }
 

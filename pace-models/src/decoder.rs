@@ -1,5 +1,6 @@
 //! [`Decoder`]: the one implementation of [`Model`], driven by a [`DecoderSpec`].
 
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Unit};
@@ -52,8 +53,13 @@ impl Decoder {
         arch.validate_shapes(source, spec)?;
         let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
         let (activations, bytes) = (options.activations, spec.weight_bytes(options.weights));
-        let arena = Arena::new(options.placement);
-        let mut loader = TensorLoader { source, arch, spec, options, selection, par, arena, progress };
+        let arena = match &options.shared {
+            Some(memory) => Arena::shared(options.placement, Arc::clone(memory)),
+            None => Arena::new(options.placement),
+        };
+        let layout = DefaultHasher::new();
+        let mut loader =
+            TensorLoader { source, arch, spec, options, selection, par, arena, layout, progress };
         let (embedding, lm_head) = load_vocabulary(&mut loader)?;
         let layers = (0..spec.n_layers).map(|i| Layer::load(&mut loader, i)).collect::<Result<_, _>>()?;
         let final_norm = load_norm(&mut loader, Role::FinalNorm)?;
@@ -73,6 +79,7 @@ impl Decoder {
             weights: WeightMemory {
                 bytes,
                 huge_share: loader.arena.huge_share(),
+                layout: loader.layout.finish(),
                 addresses: loader.arena.addresses(),
             },
             attention: attention_shape(spec),

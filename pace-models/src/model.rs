@@ -15,6 +15,9 @@ pub struct WeightMemory {
     /// The part of the matrices that lies in huge pages, from 0 to 1, measured after loading; none where the system
     /// does not tell.
     pub huge_share: Option<f64>,
+    /// Tells apart how matrices may be packed. Memory of another process may be used as weights only if this is equal
+    /// there.
+    pub layout: u64,
     /// Where the matrices lie: addresses of this process, for asking the system about them.
     pub addresses: Vec<Range<usize>>,
 }

@@ -14,7 +14,7 @@ use pace_models::{DecoderSpec, LoadOptions, Model, ModelError};
 use pace_ops::{Chosen, Demotion, OpCx, OpShape, Selection};
 
 use self::worker::Weights;
-use crate::kv_cache::KvCacheKind;
+use crate::kv_cache::KvConfig;
 use crate::metrics::{Counters, EngineMetrics};
 use crate::platform::cores::CoreRequest;
 use crate::platform::numa::NumaMemory;
@@ -44,7 +44,7 @@ pub struct EngineConfig {
     /// Formats and operators.
     pub load: LoadOptions,
     /// How caches get their memory.
-    pub kv_cache: KvCacheKind,
+    pub kv_cache: KvConfig,
     /// How requests share the engine.
     pub batching: Batching,
     /// Whether operators are timed, for [`EngineHandle::profile`] and [`EngineHandle::trace`].
@@ -81,6 +81,7 @@ impl EngineConfig {
             DType::F32 => (WeightFormat::F32, DType::F32),
             DType::F16 | DType::Bf16 => (WeightFormat::Bf16, DType::Bf16),
         };
+        let smallest_l3 = topology::smallest_l3(Path::new("/"), &budget.cpus);
         Ok(Self {
             pin: budget.pin,
             cpus: budget.cpus,
@@ -91,9 +92,10 @@ impl EngineConfig {
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
+                smallest_l3,
                 ..LoadOptions::new(weights, activations)
             },
-            kv_cache: KvCacheKind::default(),
+            kv_cache: KvConfig::default(),
             batching: Batching::default(),
             profile: false,
         })
@@ -141,7 +143,7 @@ impl EngineConfig {
 
     /// How caches are made.
     const fn kv_plan(&self) -> KvPlan {
-        KvPlan { kind: self.kv_cache, dtype: self.load.kv }
+        KvPlan { config: self.kv_cache, dtype: self.load.kv }
     }
 }
 
@@ -167,6 +169,8 @@ pub struct EngineInfo {
     pub weight_bytes: usize,
     /// The part of the weights' memory that lies in huge pages, from 0 to 1; none where the system does not tell.
     pub huge_share: Option<f64>,
+    /// Tells apart how weights may be packed; processes that share weights have the same.
+    pub weight_layout: u64,
     /// The part of the weights' memory, from 0 to 1, that lies on other NUMA nodes than those of the threads; none on
     /// a machine of one node, and where the system does not tell.
     pub remote_share: Option<f64>,
@@ -241,9 +245,10 @@ impl EngineHandle {
 
     fn run(
         weights: Weights,
-        config: EngineConfig,
+        mut config: EngineConfig,
         tokenizer: Option<Arc<Tokenizer>>,
     ) -> Result<Self, RuntimeError> {
+        config.kv_cache = config.kv_cache.calibrated();
         let (ready_tx, ready_rx) = channel();
         let (messages_tx, messages_rx) = channel();
         let stopping = Arc::new(AtomicBool::new(false));

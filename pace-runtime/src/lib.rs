@@ -7,6 +7,7 @@ pub mod doctor;
 mod engine;
 mod error;
 pub mod generation_config;
+mod instance;
 pub mod kv_cache;
 mod loader;
 mod metrics;
@@ -23,6 +24,7 @@ pub use pace_ops::{Chosen, Demotion, OperatorConfig, Plan, ProfileReport, Profil
 
 pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress};
 pub use error::{ErrorKind, RuntimeError};
+pub use instance::{Completion, Instances, Part, PartitionError, WorkQueue, partition};
 pub use loader::{FormatShare, ModelFiles, ModelRef};
 pub use metrics::EngineMetrics;
 pub use request::{

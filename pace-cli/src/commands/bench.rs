@@ -46,15 +46,16 @@ pub(crate) fn run(env: &Env, args: BenchArgs) -> Result<()> {
     let mut results: Vec<TestResult> =
         tests.map(|(p, n)| measure(&session, p, n, runs, &bar)).collect::<Result<_>>()?;
     bar.finish_and_clear();
-    if let Some((path, file)) = args.trace.as_deref().zip(trace) {
-        write_trace(&results, file).with_context(|| format!("cannot write to {}", path.display()))?;
-    }
     if !shown {
         log_profiles(&mut results);
     }
     match args.output {
         BenchFormat::Json => output::json(&results.iter().map(|r| to_json(&session, &args, r)).collect())?,
         BenchFormat::Md => output::stream(&to_markdown(&session, &args, &results))?,
+    }
+    // After the results: a disk that is full does not cost them.
+    if let Some((path, file)) = args.trace.as_deref().zip(trace) {
+        write_trace(&results, file).with_context(|| format!("cannot write to {}", path.display()))?;
     }
     Ok(())
 }
@@ -150,6 +151,8 @@ fn to_json(session: &Session, args: &BenchArgs, result: &TestResult) -> Value {
         "kv_cache": pace_runtime::kv_cache::KvCacheKind::default().name(),
         "threads": info.threads,
         "operators": operators::to_json(&info.operators),
+        "demotions": operators::demotions(info),
+        "bit_equal": info.bit_equal,
         "huge_page_share": info.huge_share,
         "test": result.name,
         "n_prompt": result.n_prompt,
@@ -183,8 +186,7 @@ fn to_markdown(session: &Session, args: &BenchArgs, results: &[TestResult]) -> S
             result.name
         );
     }
-    out +=
-        &format!("\n{}\noperators by {}\n", operators::huge_pages(info), operators::to_text(&info.operators));
+    out += &format!("\n{}\n{}\n", operators::huge_pages(info), operators::summary(info).join("\n"));
     for (name, profile) in results.iter().filter_map(|r| Some((&r.name, r.profile.as_ref()?))) {
         out += &format!("\n{name}:\n```text\n{profile}```\n");
     }

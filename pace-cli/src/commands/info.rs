@@ -39,10 +39,13 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
         }
         Format::Text => {
             let mut out = to_text(&files);
-            let bits = operators::bits(chosen, bit_equal);
+            let bits = operators::expected_bits(chosen, bit_equal);
             let _ = writeln!(out, "{:<15}{}", "operators", operators::to_text(chosen));
             let _ =
                 writeln!(out, "{:<15}{}\n{:<15}{bits}", "chosen by", operators::chosen_by_text(chosen), "");
+            if let Some(meaning) = operators::meaning(chosen) {
+                let _ = writeln!(out, "{:<15}{meaning}", "");
+            }
             output::stream(&out)?;
         }
     }

@@ -98,6 +98,11 @@ fn a_trace_that_cannot_be_written_names_its_file() {
     bench(&["--trace", arg(dir.path())]).assert_refused(2, &["--trace", arg(dir.path())]);
     let missing = dir.path().join("missing/trace.json");
     bench(&["--trace", arg(&missing)]).assert_refused(2, &["--trace", arg(&missing)]);
+    let full = bench(&["--trace", "/dev/full", "-o", "json"]);
+    assert_eq!(full.code, Some(4), "{}", full.stderr);
+    assert!(full.stderr.contains("cannot write to /dev/full"), "{}", full.stderr);
+    let results: Value = serde_json::from_slice(&full.stdout).unwrap();
+    assert_eq!(results.as_array().unwrap().len(), 2, "the results are there all the same");
 }
 
 #[test]

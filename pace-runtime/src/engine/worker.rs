@@ -125,6 +125,7 @@ fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError>
         load_time: start.elapsed(),
         weight_bytes: weights.bytes,
         huge_share: weights.huge_share,
+        weight_layout: weights.layout,
         remote_share: remote_share(config, &weights),
         operators: selection.chosen().to_vec(),
         demotions: selection.demotions().to_vec(),

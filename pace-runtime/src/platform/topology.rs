@@ -124,14 +124,22 @@ impl Topology {
 
 /// Bytes of all third-level caches below `root` together; `None` when sysfs does not tell.
 pub fn l3_bytes(root: &Path) -> Option<usize> {
-    let cpu_dir = root.join("sys/devices/system/cpu");
-    let mut caches = BTreeMap::new();
-    for cpu in Topology::from_root(root).cpus() {
-        let cache_dir = cpu_dir.join(format!("cpu{}/cache", cpu.id));
-        let size = fs::read_to_string(l3_index(&cache_dir)?.join("size")).ok()?;
-        caches.insert(cpu.l3, size.trim().strip_suffix('K')?.parse::<usize>().ok()?.checked_mul(1024)?);
-    }
+    let cpus = Topology::from_root(root);
+    let caches = cpus.cpus().iter().map(|cpu| Some((cpu.l3, l3_of(root, cpu.id)?)));
+    let caches = caches.collect::<Option<BTreeMap<_, _>>>()?;
     (!caches.is_empty()).then(|| caches.values().sum())
+}
+
+/// Bytes of the smallest third-level cache that one of `cpus` has; `None` when sysfs does not tell.
+pub fn smallest_l3(root: &Path, cpus: &[usize]) -> Option<usize> {
+    cpus.iter().map(|&cpu| l3_of(root, cpu)).collect::<Option<Vec<_>>>()?.into_iter().min()
+}
+
+/// Bytes of the third-level cache of a CPU.
+fn l3_of(root: &Path, cpu: usize) -> Option<usize> {
+    let cache_dir = root.join(format!("sys/devices/system/cpu/cpu{cpu}/cache"));
+    let size = fs::read_to_string(l3_index(&cache_dir)?.join("size")).ok()?;
+    size.trim().strip_suffix('K')?.parse::<usize>().ok()?.checked_mul(1024)
 }
 
 /// Reads the kernel's list notation (`0-3,8,10-11`) into ascending distinct numbers; `None` when it is malformed
@@ -459,6 +467,8 @@ mod tests {
         assert_eq!(l3_bytes(root.path()), None);
         EPYC.write(root.path(), &[]);
         assert_eq!(l3_bytes(root.path()), Some(8 * (32 << 20)));
+        assert_eq!(smallest_l3(root.path(), &[0, 1]), Some(32 << 20));
+        assert_eq!(smallest_l3(root.path(), &[0, 100_000]), None);
     }
 
     #[test]
