@@ -11,11 +11,12 @@ use pace_runtime::platform::ThreadBudget;
 use pace_runtime::platform::topology::format_cpu_list;
 use serde_json::{Value, json};
 
-use crate::args::{DoctorArgs, EngineArgs, Format, HugePageChoice, NumaChoice};
+use crate::args::{DoctorArgs, EngineArgs, Format, HugePageChoice, NumaChoice, WeightChoice};
 use crate::output::{self, bytes, table};
 use crate::session::open;
 
 /// A setting: its name, its value, and what decided it.
+#[derive(Clone)]
 struct Setting {
     name: &'static str,
     value: String,
@@ -59,59 +60,65 @@ pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
 
 /// Every setting that has a say in speed, with what decided it.
 fn settings(env: &Env, args: &EngineArgs, config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
-    let setting = |name, value: String, source: &str| Setting { name, value, source: source.to_owned() };
-    let by = |given: bool, source| if given { source } else { "default" };
-    let variable = |name| {
-        let set =
-            |(variable, value): &(config::Variable, Option<String>)| variable.name == name && value.is_some();
-        by(config::values().iter().any(set), name)
+    [thread_settings(config, budget), memory_settings(args, config), operator_settings(env, args, config)]
+        .concat()
+}
+
+fn thread_settings(config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
+    let part = |name, flag, threads: Option<usize>| {
+        let all = budget.cpus.len();
+        setting(name, threads.unwrap_or(all).min(all), given(threads.is_some(), flag))
     };
-    let platform = &args.platform;
-    let count =
-        |threads: Option<usize>| threads.unwrap_or(budget.cpus.len()).min(budget.cpus.len()).to_string();
+    vec![
+        setting("threads", budget.cpus.len(), budget.threads_source),
+        setting("cpus", format_cpu_list(&budget.cpus), budget.cpus_source),
+        setting("pin", budget.pin, budget.pin_source),
+        part("prefill_threads", "--prefill-threads", config.prefill_threads),
+        part("decode_threads", "--decode-threads", config.decode_threads),
+    ]
+}
+
+fn memory_settings(args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
+    let numa = given(args.platform.numa_memory != NumaChoice::default(), "--numa-memory");
+    let pages = given(args.platform.hugepages != HugePageChoice::default(), "--hugepages");
+    vec![
+        setting("numa_memory", config.numa_memory.name(), numa),
+        setting("hugepages", format!("{:?}", config.load.placement.hugepages).to_lowercase(), pages),
+        setting("kv_cache", config.kv_cache.kind.name(), "default"),
+    ]
+}
+
+fn operator_settings(env: &Env, args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
+    let values = config::values();
+    let variable = |name| {
+        let set = values.iter().any(|(variable, value)| variable.name == name && value.is_some());
+        given(set, name)
+    };
     let block = |value: Option<usize>| value.map_or_else(|| "auto".to_owned(), |value| value.to_string());
     let operators = match (args.operators.is_given(), env.operators == OperatorConfig::default()) {
         (true, _) => "--op, --op-config",
         (false, false) => "PACE_OP_CONFIG",
         (false, true) => "default",
     };
+    let load = &config.load;
     vec![
-        setting("threads", budget.cpus.len().to_string(), &budget.threads_source.to_string()),
-        setting("cpus", format_cpu_list(&budget.cpus), &budget.cpus_source.to_string()),
-        setting("pin", budget.pin.to_string(), &budget.pin_source.to_string()),
-        setting(
-            "prefill_threads",
-            count(config.prefill_threads),
-            by(config.prefill_threads.is_some(), "--prefill-threads"),
-        ),
-        setting(
-            "decode_threads",
-            count(config.decode_threads),
-            by(config.decode_threads.is_some(), "--decode-threads"),
-        ),
-        setting(
-            "numa_memory",
-            config.numa_memory.name().to_owned(),
-            by(platform.numa_memory != NumaChoice::default(), "--numa-memory"),
-        ),
-        setting(
-            "hugepages",
-            format!("{:?}", config.load.placement.hugepages).to_lowercase(),
-            by(platform.hugepages != HugePageChoice::default(), "--hugepages"),
-        ),
-        setting("isa", config.isa.to_string(), variable("PACE_ISA")),
-        setting(
-            "dtype",
-            config.load.activations.to_string(),
-            by(args.dtype != Default::default(), "--dtype"),
-        ),
-        setting("kv_dtype", config.load.kv.to_string(), by(args.kv_dtype.is_some(), "--kv-dtype")),
-        setting("kv_cache", config.kv_cache.name().to_owned(), "default"),
-        setting("operators", requested(&config.load.operators), operators),
-        setting("panel_width", block(config.load.panel_width), variable("LIBXSMM_BLOCK_SIZE")),
-        setting("imbps_chunks", block(config.load.imbps_chunks), variable("IMBPS_BLOCK_SIZE")),
+        setting("isa", config.isa, variable("PACE_ISA")),
+        setting("dtype", load.activations, given(args.dtype != WeightChoice::default(), "--dtype")),
+        setting("kv_dtype", load.kv, given(args.kv_dtype.is_some(), "--kv-dtype")),
+        setting("operators", requested(&load.operators), operators),
+        setting("panel_width", block(load.panel_width), variable("LIBXSMM_BLOCK_SIZE")),
+        setting("imbps_chunks", block(load.imbps_chunks), variable("IMBPS_BLOCK_SIZE")),
         setting("log_level", format!("{:?}", env.log_level).to_lowercase(), variable("PACE_LOG_LEVEL")),
     ]
+}
+
+fn setting(name: &'static str, value: impl ToString, source: impl ToString) -> Setting {
+    Setting { name, value: value.to_string(), source: source.to_string() }
+}
+
+/// What decided a setting that `source` may have given.
+const fn given(is_given: bool, source: &str) -> &str {
+    if is_given { source } else { "default" }
 }
 
 /// The backends that are asked for: those that are not left to `auto`.
