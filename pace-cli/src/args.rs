@@ -15,7 +15,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
-pub(crate) use self::platform::{EnvArgs, PlatformArgs};
+pub(crate) use self::platform::{
+    Allocator, DoctorArgs, EnvArgs, HugePageChoice, LaunchArgs, NumaChoice, PlatformArgs,
+};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
@@ -41,7 +43,9 @@ pub(crate) enum Command {
     Ops(OpsArgs),
     Jit(JitArgs),
     Plan(PlanArgs),
+    Doctor(DoctorArgs),
     Env(EnvArgs),
+    Launch(LaunchArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

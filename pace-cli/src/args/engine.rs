@@ -102,6 +102,11 @@ impl EngineArgs {
 }
 
 impl OperatorArgs {
+    /// Whether a flag names a backend.
+    pub(crate) const fn is_given(&self) -> bool {
+        self.op_config.is_some() || !self.op.is_empty()
+    }
+
     /// The backends of the environment, with those of the flags in their place.
     fn apply(&self, mut operators: OperatorConfig) -> Result<OperatorConfig, ConfigError> {
         if let Some(json) = &self.op_config {

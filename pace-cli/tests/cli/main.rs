@@ -15,6 +15,7 @@ mod profile;
 mod reports;
 mod sampling;
 mod shell;
+mod throughput;
 mod tokens;
 
 use serde::Deserialize;
