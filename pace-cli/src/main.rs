@@ -35,7 +35,7 @@ fn main() -> ExitCode {
             usual(info);
         }
     }));
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(args::spell_out(std::env::args_os()));
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&error),

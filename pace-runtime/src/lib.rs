@@ -20,7 +20,9 @@ mod scheduler;
 pub mod tokenizer;
 
 pub use pace_kernels::DType;
-pub use pace_ops::{Chosen, Demotion, OperatorConfig, Plan, ProfileReport, ProfileRow, Trace, write_traces};
+pub use pace_ops::{
+    Chosen, Demotion, Limits, OperatorConfig, Plan, ProfileReport, ProfileRow, Trace, write_traces,
+};
 
 pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress};
 pub use error::{ErrorKind, RuntimeError};

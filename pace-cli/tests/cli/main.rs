@@ -3,6 +3,7 @@
 // The permission of `clippy.toml` ends at functions without `#[test]`.
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 mod chat;
 #[path = "../common/mod.rs"]
 mod common;
