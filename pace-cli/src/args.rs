@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and its help.
 
 mod engine;
+mod kv;
 mod models;
 mod operators;
 mod sampling;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
+pub(crate) use self::kv::{KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
 pub(crate) use self::sampling::SamplingArgs;
@@ -36,6 +38,7 @@ pub(crate) enum Command {
     Ops(OpsArgs),
     Jit(JitArgs),
     Plan(PlanArgs),
+    KvPlan(KvPlanArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

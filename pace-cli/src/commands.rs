@@ -7,6 +7,7 @@ pub(crate) mod detokenize;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod jit;
+pub(crate) mod kv_plan;
 pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod ops;

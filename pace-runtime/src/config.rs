@@ -34,7 +34,12 @@ pub struct Env {
     pub panel_width: Option<usize>,
     /// `IMBPS_BLOCK_SIZE`: parts of the MLP's intermediate dimension, 1 to 1024.
     pub imbps_chunks: Option<usize>,
+    /// `PACE_BMC_NUM_SPLITS`: allocations of a BMC cache, 1 to [`MAX_BMC_SPLITS`] and to the length of a sequence.
+    pub bmc_splits: Option<usize>,
 }
+
+/// More splits than the longest sequences have tokens.
+pub const MAX_BMC_SPLITS: usize = 1 << 20;
 
 /// A text that must not be seen: nothing prints it.
 #[derive(Clone, PartialEq, Eq)]
@@ -127,6 +132,7 @@ impl Env {
                 .unwrap_or_default(),
             panel_width: text("LIBXSMM_BLOCK_SIZE").map(panel_width).transpose()?,
             imbps_chunks: integer("IMBPS_BLOCK_SIZE", text("IMBPS_BLOCK_SIZE"), 1..=1024)?,
+            bmc_splits: integer("PACE_BMC_NUM_SPLITS", text("PACE_BMC_NUM_SPLITS"), 1..=MAX_BMC_SPLITS)?,
         })
     }
 }

@@ -147,7 +147,7 @@ fn to_json(session: &Session, args: &BenchArgs, result: &TestResult) -> Value {
         "dtype": dtype(args),
         "isa": info.isa.to_string(),
         "op_config": op_config(&session.operators),
-        "kv_cache": pace_runtime::kv_cache::KvCacheKind::default().name(),
+        "kv_cache": session.engine.kv_cache().to_string(),
         "threads": info.threads,
         "operators": operators::to_json(&info.operators),
         "huge_page_share": info.huge_share,
