@@ -2,6 +2,7 @@
 
 mod bench;
 mod engine;
+mod kv;
 mod models;
 mod operators;
 mod platform;
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::bench::{BenchArgs, BenchFormat, spell_out};
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
+pub(crate) use self::kv::{KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
 pub(crate) use self::platform::{
@@ -48,6 +50,7 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     Env(EnvArgs),
     Launch(LaunchArgs),
+    KvPlan(KvPlanArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

@@ -9,6 +9,7 @@ pub(crate) mod env;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod jit;
+pub(crate) mod kv_plan;
 pub(crate) mod launch;
 pub(crate) mod list;
 pub(crate) mod man;

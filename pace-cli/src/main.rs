@@ -64,6 +64,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Doctor(args) => commands::doctor::run(&env, &args),
         Command::Launch(args) => commands::launch::run(&env, &args),
         Command::Env(args) => commands::env::run(&args),
+        Command::KvPlan(args) => commands::kv_plan::run(&env, &args),
         Command::Pull(args) => commands::pull::run(&env, &args),
         Command::List(args) => commands::list::run(&env, &args),
         Command::Show(args) => commands::show::run(&env, &args),

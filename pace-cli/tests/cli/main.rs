@@ -8,6 +8,7 @@ mod chat;
 #[path = "../common/mod.rs"]
 mod common;
 mod generate;
+mod kv_cache;
 mod length;
 mod models;
 mod operators;
