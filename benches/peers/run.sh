@@ -12,11 +12,13 @@ fi
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 peers=llama.cpp,pytorch,candle
-for ((i = 1; i <= $#; i++)); do
-    if [ "${!i}" = --peers ]; then
-        next=$((i + 1))
-        peers=${!next}
-    fi
+pace=
+for ((i = 1; i < $#; i++)); do
+    next=$((i + 1))
+    case ${!i} in
+        --peers) peers=${!next} ;;
+        --pace) pace=${!next} ;;
+    esac
 done
 
 names=()
@@ -24,10 +26,9 @@ for peer in ${peers//,/ }; do
     [ "$peer" = pace ] || names+=("$peer")
 done
 "$here/install.sh" "$dir" "${names[@]}"
-pace=${PACE_CLI:-}
 if [ -z "$pace" ]; then
     (cd "$root" && cargo build --release --quiet -p pace-cli)
     target=$(cd "$root" && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
-    pace=$target/release/pace-cli
+    set -- --pace "$target/release/pace-cli" "$@"
 fi
-exec "$dir/tools/bin/python" "$here/peers.py" --dir "$dir" --pace "$pace" "$@"
+exec "$dir/tools/bin/python" "$here/peers.py" --dir "$dir" "$@"

@@ -121,6 +121,7 @@ impl Engines {
 }
 
 fn config(env: &Env, engine: &EngineArgs, workloads: &[Workload], profile: bool) -> Result<EngineConfig> {
+    engine.platform.expect_one_instance()?;
     let mut config = EngineConfig { profile, ..engine.config(env)? };
     for batch in workloads.iter().filter_map(|workload| workload.batch.try_into().ok()) {
         config.batching.max_running = config.batching.max_running.max(batch);
