@@ -2,6 +2,7 @@
 
 mod bench;
 mod engine;
+mod kv;
 mod models;
 mod operators;
 mod platform;
@@ -15,9 +16,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::bench::{BenchArgs, BenchFormat, spell_out};
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
+pub(crate) use self::kv::{KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
-pub(crate) use self::platform::{EnvArgs, PlatformArgs};
+pub(crate) use self::platform::{
+    Allocator, DoctorArgs, EnvArgs, HugePageChoice, LaunchArgs, NumaChoice, PlatformArgs,
+};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
@@ -43,7 +47,10 @@ pub(crate) enum Command {
     Ops(OpsArgs),
     Jit(JitArgs),
     Plan(PlanArgs),
+    Doctor(DoctorArgs),
     Env(EnvArgs),
+    Launch(LaunchArgs),
+    KvPlan(KvPlanArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

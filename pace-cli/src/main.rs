@@ -19,6 +19,14 @@ use pace_runtime::config::Env;
 
 use crate::args::{Cli, Command};
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(all(feature = "jemalloc", not(feature = "mimalloc")))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -53,7 +61,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ops(args) => commands::ops::run(&args),
         Command::Jit(args) => commands::jit::run(&env, &args),
         Command::Plan(args) => commands::plan::run(&env, &args),
+        Command::Doctor(args) => commands::doctor::run(&env, &args),
+        Command::Launch(args) => commands::launch::run(&env, &args),
         Command::Env(args) => commands::env::run(&args),
+        Command::KvPlan(args) => commands::kv_plan::run(&env, &args),
         Command::Pull(args) => commands::pull::run(&env, &args),
         Command::List(args) => commands::list::run(&env, &args),
         Command::Show(args) => commands::show::run(&env, &args),

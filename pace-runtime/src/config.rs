@@ -50,7 +50,12 @@ pub struct Env {
     pub ld_library_path: Vec<PathBuf>,
     /// `CONDA_PREFIX`: the conda environment in use.
     pub conda_prefix: Option<PathBuf>,
+    /// `PACE_BMC_NUM_SPLITS`: allocations of a BMC cache, 1 to [`MAX_BMC_SPLITS`] and to the length of a sequence.
+    pub bmc_splits: Option<usize>,
 }
+
+/// More splits than the longest sequences have tokens.
+pub const MAX_BMC_SPLITS: usize = 1 << 20;
 
 /// A text that must not be seen: nothing prints it.
 #[derive(Clone, PartialEq, Eq)]
@@ -158,6 +163,7 @@ impl Env {
                 .map(|paths| std::env::split_paths(&paths).filter(|p| p.is_absolute()).collect())
                 .unwrap_or_default(),
             conda_prefix: path("CONDA_PREFIX"),
+            bmc_splits: integer("PACE_BMC_NUM_SPLITS", text("PACE_BMC_NUM_SPLITS"), 1..=MAX_BMC_SPLITS)?,
         })
     }
 }

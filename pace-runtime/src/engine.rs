@@ -270,6 +270,11 @@ impl EngineHandle {
         &self.inner.info
     }
 
+    /// How the engine's caches get their memory.
+    pub fn kv_cache(&self) -> KvConfig {
+        self.inner.config.kv_cache
+    }
+
     /// The kernels that were generated for the model; none where the CPU or the system does not let any be.
     pub fn jit(&self) -> Option<&Arc<Jit>> {
         self.inner.model.selection().build().jit().ok()

@@ -12,7 +12,8 @@ mod schedule;
 
 use std::fmt;
 
-use pace_kernels::{Buffer, KV_BLOCK, KvLayout};
+use pace_kernels::{Buffer, DType, KV_BLOCK, KvLayout};
+use pace_models::DecoderSpec;
 use pace_ops::{KvCache, KvError};
 
 use self::parted::PartedKvCache;
@@ -230,6 +231,15 @@ impl BmcGrow {
 }
 
 impl KvShape {
+    /// The shape of the caches of a model, for sequences of up to `max_len` tokens.
+    ///
+    /// # Panics
+    /// `dtype` is neither f32 nor bf16.
+    pub fn new(spec: &DecoderSpec, dtype: DType, max_len: usize) -> Self {
+        let layout = KvLayout::new(dtype, spec.head_dim);
+        Self { n_layers: spec.n_layers, n_kv_heads: spec.n_kv_heads, layout, max_len }
+    }
+
     /// Blocks of the longest sequence.
     const fn max_blocks(&self) -> usize {
         self.max_len.div_ceil(KV_BLOCK)

@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod config;
+pub mod doctor;
 mod engine;
 mod error;
 pub mod generation_config;

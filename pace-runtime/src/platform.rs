@@ -23,6 +23,8 @@ pub struct ThreadBudget {
     pub cpus: Vec<usize>,
     /// All CPUs that threads may use, ascending; at least those of `cpus`.
     pub within: Vec<usize>,
+    /// The NUMA nodes of `cpus`, ascending.
+    pub nodes: Vec<usize>,
     /// There are more threads than usable physical cores or than the CPU quota lets run at once.
     pub oversubscribed: bool,
     /// Each thread belongs on its own CPU: somebody named the CPUs, or there is one thread for each core that the
@@ -91,8 +93,10 @@ pub fn thread_budget(
     let whole = threads == cores && threads <= limit;
     let mut within = order.clone();
     within.sort_unstable();
+    let cpus: Vec<usize> = order.iter().copied().cycle().take(threads).collect();
     Ok(ThreadBudget {
-        cpus: order.iter().copied().cycle().take(threads).collect(),
+        nodes: topology.nodes_of(&cpus),
+        cpus,
         within,
         oversubscribed: threads > limit,
         pin: !request.no_pin && if named { threads <= order.len() } else { whole },

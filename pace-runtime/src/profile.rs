@@ -64,7 +64,7 @@ fn measure_limits(cx: &OpCx<'_>) -> Result<Limits, RuntimeError> {
 }
 
 /// Four times all last-level caches, so that none holds a part that counts; at most half of the free memory.
-fn memory_bytes() -> usize {
+pub(crate) fn memory_bytes() -> usize {
     let caches = topology::l3_bytes(Path::new("/")).unwrap_or(0);
     let free = MemoryLimit::detect().map_or(usize::MAX, |limit| limit.available as usize / 2);
     MEMORY_BYTES.max(caches.saturating_mul(4)).min(free)

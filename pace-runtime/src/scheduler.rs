@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use pace_kernels::{DType, KvLayout, MatMut};
+use pace_kernels::{DType, MatMut};
 use pace_models::{DecoderSpec, Model, RopeScaling, Sequence, Workspace};
 use pace_ops::{KvCache, OpCx};
 
@@ -64,12 +64,7 @@ pub(crate) struct KvPlan {
 
 impl KvPlan {
     pub(crate) fn shape(&self, spec: &DecoderSpec, max_len: usize) -> KvShape {
-        KvShape {
-            n_layers: spec.n_layers,
-            n_kv_heads: spec.n_kv_heads,
-            layout: KvLayout::new(self.dtype, spec.head_dim),
-            max_len,
-        }
+        KvShape::new(spec, self.dtype, max_len)
     }
 
     /// What a sequence of `max_len` tokens may come to need.

@@ -11,6 +11,7 @@ use pace_runtime::EngineConfig;
 use pace_runtime::config::Env;
 use pace_runtime::plan_store::{self, PlanKey};
 
+use super::KvArgs;
 use super::PlatformArgs;
 use crate::exit::Usage;
 use crate::session::plan_dir;
@@ -36,6 +37,8 @@ pub(crate) struct EngineArgs {
     /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
     #[command(flatten)]
     pub(crate) operators: OperatorArgs,
     #[command(flatten)]
@@ -86,6 +89,7 @@ impl EngineArgs {
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);
         config.batching.kv_memory = self.kv_memory;
+        config.kv_cache = self.kv.config(env)?;
         config.load.operators = self.operators.apply(env.operators).map_err(|e| Usage(e.to_string()))?;
         config.load.panel_width = env.panel_width;
         config.load.imbps_chunks = env.imbps_chunks;
@@ -102,6 +106,11 @@ impl EngineArgs {
 }
 
 impl OperatorArgs {
+    /// Whether a flag names a backend.
+    pub(crate) const fn is_given(&self) -> bool {
+        self.op_config.is_some() || !self.op.is_empty()
+    }
+
     /// The backends of the environment, with those of the flags in their place.
     fn apply(&self, mut operators: OperatorConfig) -> Result<OperatorConfig, ConfigError> {
         if let Some(json) = &self.op_config {

@@ -1,5 +1,7 @@
 //! The flags for threads and memory of every command that runs a model.
 
+use std::ffi::OsString;
+
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use pace_kernels::HugePages;
@@ -8,7 +10,7 @@ use pace_runtime::platform::cores::CoreRequest;
 use pace_runtime::platform::numa::NumaMemory;
 use pace_runtime::platform::topology::parse_cpu_list;
 
-use super::Format;
+use super::{EngineArgs, Format};
 use crate::exit::Usage;
 
 /// On which CPUs, and in which memory.
@@ -60,6 +62,25 @@ pub(crate) enum HugePageChoice {
     Never,
 }
 
+/// Check this machine and these settings for what costs speed, and say what to do about it.
+///
+/// Measures memory bandwidth and peak for about a second.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pace-cli doctor
+  pace-cli doctor --threads 8 --format json
+  pace-cli doctor -m ./SmolLM2 --strict")]
+pub(crate) struct DoctorArgs {
+    /// Fail where anything costs speed.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+}
+
 /// Every environment variable that means something to PACE: its meaning, value and default.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -69,6 +90,33 @@ pub(crate) struct EnvArgs {
     /// How the result is written.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: Format,
+}
+
+/// Run a program with another memory allocator.
+///
+/// Finds the allocator's library, puts it into LD_PRELOAD and becomes the program.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pace-cli launch --allocator tcmalloc -- pace-cli bench
+  pace-cli launch --allocator jemalloc -- python script.py")]
+pub(crate) struct LaunchArgs {
+    /// The allocator.
+    #[arg(long, value_enum)]
+    pub(crate) allocator: Allocator,
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `--allocator`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allocator {
+    /// Google's, which AMD PACE recommends.
+    Tcmalloc,
+    /// FreeBSD's.
+    Jemalloc,
+    /// Microsoft's.
+    Mimalloc,
 }
 
 /// `--cores`: the CPUs of each instance.

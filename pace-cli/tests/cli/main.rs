@@ -8,6 +8,7 @@ mod chat;
 #[path = "../common/mod.rs"]
 mod common;
 mod generate;
+mod kv_cache;
 mod length;
 mod models;
 mod operators;
@@ -16,6 +17,7 @@ mod profile;
 mod reports;
 mod sampling;
 mod shell;
+mod throughput;
 mod tokens;
 
 use serde::Deserialize;

@@ -12,9 +12,13 @@ fn tokens(report: &Value) -> Vec<&Value> {
     requests.iter().map(|request| &request["tokens"]).collect()
 }
 
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(pace(args).text()).unwrap()
+}
+
 fn run(args: &[&str]) -> Value {
     let random = ["throughput", "-m", "random:small", "--random", "--format", "json"];
-    pace(&[&random, args].concat()).json()
+    json(&[&random, args].concat())
 }
 
 #[test]
@@ -22,7 +26,9 @@ fn threads_and_processes_give_the_answers_of_one_instance() {
     let one = run(&["--instances", "1"]);
     assert_eq!(tokens(&one).len(), 8);
     assert_eq!((&one["prompt_tokens"], &one["new_tokens"]), (&512.into(), &256.into()));
-    for flags in [&["--cores", "0;0"][..], &["--cores", "0;0", "--processes"], &["--instances", "1", "--processes"]] {
+    for flags in
+        [&["--cores", "0;0"][..], &["--cores", "0;0", "--processes"], &["--instances", "1", "--processes"]]
+    {
         let many = run(flags);
         assert_eq!(tokens(&many), tokens(&one), "{flags:?}");
         assert_eq!(many["weight_copies"], 1);
@@ -33,7 +39,7 @@ fn threads_and_processes_give_the_answers_of_one_instance() {
 #[test]
 fn random_prompts_are_clipped_to_the_context() {
     // Of 512 tokens, 500 are for the answer.
-    let report = pace(&["throughput", "-m", "random:tiny", "--random", "-n", "500", "--format", "json"]).json();
+    let report = json(&["throughput", "-m", "random:tiny", "--random", "-n", "500", "--format", "json"]);
     assert_eq!((&report["prompt_tokens"], &report["new_tokens"]), (&96.into(), &4000.into()));
 }
 
@@ -41,7 +47,7 @@ fn random_prompts_are_clipped_to_the_context() {
 #[test]
 fn processes_share_one_copy_of_the_weights() {
     let flags = ["--cores", "0;0", "--processes", "-n", "2", "--format", "json"];
-    let report = pace(&[&["throughput", "-m", "random:smollm2-135m", "--random"], &flags[..]].concat()).json();
+    let report = json(&[&["throughput", "-m", "random:smollm2-135m", "--random"], &flags[..]].concat());
     let weights = report["weight_bytes"].as_f64().unwrap();
     let instances = report["instances"].as_array().unwrap();
     let memory: f64 = instances.iter().map(|instance| instance["pss_bytes"].as_f64().unwrap()).sum();
@@ -53,33 +59,40 @@ fn processes_share_one_copy_of_the_weights() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_process_that_dies_is_started_again_and_nothing_is_lost() {
-    let args = ["throughput", "-m", "random:small", "--random", "-n", "2000", "--cores", "0;0", "--processes"];
-    let parent = Call::new(&[&args[..], &["--format", "json"]].concat()).spawn();
+    let args =
+        ["throughput", "-m", "random:small", "--random", "-n", "2000", "--cores", "0;0", "--processes"];
+    let mut victim = None;
+    let outcome = Call::new(&[&args[..], &["--format", "json"]].concat()).run_with(true, |parent| {
+        let pid = working_child(parent.id());
+        std::thread::sleep(Duration::from_millis(200));
+        let signal = rustix::process::Signal::KILL;
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+        victim = Some(pid);
+    });
+    let (victim, said) = (victim.unwrap(), &outcome.stderr);
+    let report: Value = serde_json::from_str(outcome.text()).unwrap();
+    assert_eq!((tokens(&report).len(), &report["new_tokens"]), (8, &16000.into()));
+    let restarts: u64 =
+        report["instances"].as_array().unwrap().iter().map(|i| i["restarts"].as_u64().unwrap()).sum();
+    assert_eq!(restarts, 1, "{said}");
+    assert!(said.contains(&format!("process {victim}")) && said.contains("signal: 9"), "{said}");
+}
+
+/// A child of `parent` that has mapped the weights.
+#[cfg(target_os = "linux")]
+fn working_child(parent: u32) -> i32 {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let victim = loop {
-        let path = format!("/proc/{0}/task/{0}/children", parent.id());
-        let children = std::fs::read_to_string(path).unwrap_or_default();
-        // It works once it has mapped the weights.
-        let works = |pid: &&str| {
-            std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("pace-weights"))
-        };
-        if let Some(pid) = children.split_whitespace().find(works) {
-            break pid.to_owned();
+    let works = |pid: &&str| {
+        std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("pace-weights"))
+    };
+    loop {
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        if let Some(pid) = children.unwrap_or_default().split_whitespace().find(works) {
+            return pid.parse().unwrap();
         }
         assert!(Instant::now() < deadline, "no child has the weights");
         std::thread::sleep(Duration::from_millis(5));
-    };
-    std::thread::sleep(Duration::from_millis(200));
-    let pid = rustix::process::Pid::from_raw(victim.parse().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    let output = parent.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((tokens(&report).len(), &report["new_tokens"]), (8, &16000.into()));
-    let restarts: u64 = report["instances"].as_array().unwrap().iter().map(|i| i["restarts"].as_u64().unwrap()).sum();
-    assert_eq!(restarts, 1, "{said}");
-    assert!(said.contains(&format!("process {victim}")) && said.contains("signal: 9"), "{said}");
+    }
 }
 
 #[test]

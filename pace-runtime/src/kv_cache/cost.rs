@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use pace_kernels::{Buffer, KV_BLOCK, Placement};
 
-use super::region::{allocated_bytes, committed_bytes};
+use super::region::{committed_bytes, layer_bytes};
 use super::schedule::{Schedule, copied_bytes};
 use super::{BmcConfig, BmcGrow, BmcGrowth, KvShape};
 
@@ -158,7 +158,7 @@ impl KvCandidate {
             let (held, twice) = match grow {
                 BmcGrow::Commit => (committed_bytes(shape, capacity), 0),
                 BmcGrow::Copy if old == 0 => (copied_bytes(shape, capacity), 0),
-                BmcGrow::Copy => (copied_bytes(shape, capacity), allocated_bytes(shape, 1, old)),
+                BmcGrow::Copy => (copied_bytes(shape, capacity), layer_bytes(shape, old)),
             };
             if grow == BmcGrow::Commit {
                 run_ends += (allocations * tokens) as f64;

@@ -54,9 +54,7 @@ impl PartedKvCache {
         };
         if kind == KvCacheKind::Static {
             cache.layers_per_region = shape.n_layers.max(1);
-            cache.regions.push(
-                Region::allocated(&shape, shape.n_layers, schedule.max_blocks()).map_err(out_of_memory)?,
-            );
+            cache.regions.push(Region::fixed(&shape, schedule.max_blocks()).map_err(out_of_memory)?);
             cache.allocations = 1;
         } else if grow == BmcGrow::Commit
             && Buffer::GROWS_IN_PLACE
@@ -88,7 +86,7 @@ impl PartedKvCache {
     fn copy_to(&mut self, blocks: usize) -> Result<(), OutOfMemory> {
         let used = self.len.div_ceil(KV_BLOCK);
         for layer in 0..self.shape.n_layers {
-            let mut region = Region::allocated(&self.shape, 1, blocks)?;
+            let mut region = Region::layer(&self.shape, blocks)?;
             match self.regions.get_mut(layer) {
                 None => self.regions.push(region),
                 Some(old) => {

@@ -9,8 +9,8 @@ use pace_ops::KvRows;
 use super::KvShape;
 use super::schedule::Schedule;
 
-/// From so many bytes of a sequence on a reservation is committed in huge pages: the one that is not full costs at most
-/// an eighth of what the sequence takes on average.
+/// From so many bytes in the end on a region that grows lies in huge pages: the one that is not full costs at most an
+/// eighth of what the region takes on average.
 const HUGE_FROM: usize = 16 << 20;
 
 /// Memory in parts `[layers, heads, blocks]` that hold consecutive positions: the blocks of a layer and head follow each
@@ -31,10 +31,24 @@ struct Part {
 }
 
 impl Region {
-    /// Room for `blocks` blocks of each head in each of `layers` layers, all in one part.
-    pub(super) fn allocated(shape: &KvShape, layers: usize, blocks: usize) -> Result<Self, OutOfMemory> {
+    /// Room for `blocks` blocks of each head in all layers, in one part.
+    pub(super) fn fixed(shape: &KvShape, blocks: usize) -> Result<Self, OutOfMemory> {
+        Self::zeroed(shape, shape.n_layers, blocks, |_| Placement::default())
+    }
+
+    /// Room for `blocks` blocks of each head in one layer, in one part, until it is copied into a longer one.
+    pub(super) fn layer(shape: &KvShape, blocks: usize) -> Result<Self, OutOfMemory> {
+        Self::zeroed(shape, 1, blocks, growing)
+    }
+
+    fn zeroed(
+        shape: &KvShape,
+        layers: usize,
+        blocks: usize,
+        placement: fn(usize) -> Placement,
+    ) -> Result<Self, OutOfMemory> {
         let bytes = shape.bytes(layers, blocks).ok_or(OutOfMemory { bytes: usize::MAX })?;
-        let data = Buffer::zeroed(bytes, Placement::default())?;
+        let data = Buffer::zeroed(bytes, placement(bytes))?;
         Ok(Self { data, layers, parts: vec![Part { first: 0, blocks, start: 0 }] })
     }
 
@@ -42,7 +56,7 @@ impl Region {
     pub(super) fn reserved(shape: &KvShape, schedule: &Schedule) -> Result<Self, OutOfMemory> {
         let bytes = shape.bytes(shape.n_layers, schedule.max_blocks());
         let bytes = bytes.ok_or(OutOfMemory { bytes: usize::MAX })?;
-        let data = Buffer::reserve(bytes, placement(bytes))?;
+        let data = Buffer::reserve(bytes, growing(bytes))?;
         // Growing must not allocate: a decode step does it.
         let parts = Vec::with_capacity(schedule.capacities().count());
         Ok(Self { data, layers: shape.n_layers, parts })
@@ -171,22 +185,27 @@ impl Part {
     }
 }
 
-/// Bytes that [`Region::allocated`] takes for so many layers and blocks.
-pub(super) fn allocated_bytes(shape: &KvShape, layers: usize, blocks: usize) -> usize {
-    shape.bytes(layers, blocks).map_or(usize::MAX, |bytes| Placement::default().held(bytes, None))
+/// Bytes that [`Region::fixed`] takes.
+pub(super) fn fixed_bytes(shape: &KvShape, blocks: usize) -> usize {
+    shape.bytes(shape.n_layers, blocks).map_or(usize::MAX, |bytes| Placement::default().held(bytes, None))
+}
+
+/// Bytes that [`Region::layer`] takes.
+pub(super) fn layer_bytes(shape: &KvShape, blocks: usize) -> usize {
+    shape.bytes(1, blocks).map_or(usize::MAX, |bytes| growing(bytes).held(bytes, None))
 }
 
 /// Bytes that a region of [`Region::reserved`] takes once it has grown to `blocks` blocks.
 pub(super) fn committed_bytes(shape: &KvShape, blocks: usize) -> usize {
     let all = [blocks, shape.max_blocks()].map(|blocks| shape.bytes(shape.n_layers, blocks));
     match all {
-        [Some(bytes), Some(max)] => placement(max).held(bytes, Some(max)),
+        [Some(bytes), Some(max)] => growing(max).held(bytes, Some(max)),
         _ => usize::MAX,
     }
 }
 
-/// Where a reservation of `bytes` bytes is put.
-fn placement(bytes: usize) -> Placement {
+/// Where a region is put that is `bytes` long in the end, or until it is copied.
+fn growing(bytes: usize) -> Placement {
     let default = Placement::default();
     match default.hugepages {
         HugePages::Auto if bytes < HUGE_FROM => Placement { hugepages: HugePages::Never, ..default },

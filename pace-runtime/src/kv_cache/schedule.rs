@@ -1,6 +1,6 @@
 //! [`Schedule`]: how long a cache is after each of its growths.
 
-use super::region::{allocated_bytes, committed_bytes};
+use super::region::{committed_bytes, fixed_bytes, layer_bytes};
 use super::{BmcGrow, BmcGrowth, KvCacheKind, KvShape};
 
 /// The capacities that a cache goes through, in blocks. They ascend, the last one is the maximum, and parts that would be
@@ -39,11 +39,9 @@ impl Schedule {
                 capacity
             }
             BmcGrowth::Linear => {
-                let part =
-                    |i: usize| (i as u128 * self.max_blocks as u128).div_ceil(self.splits as u128) as usize;
                 // The least i with `i * max / splits > blocks - 1`.
                 let below = blocks.saturating_sub(1) as u128 * self.splits as u128;
-                part((below / self.max_blocks.max(1) as u128) as usize + 1)
+                self.part((below / self.max_blocks.max(1) as u128) as usize + 1)
             }
         }
     }
@@ -54,14 +52,35 @@ impl Schedule {
         std::iter::successors(first, move |&last| (last < self.max_blocks).then(|| self.capacity(last + 1)))
     }
 
+    /// How many capacities there are at most.
+    pub(super) fn max_parts(&self) -> usize {
+        match self.growth {
+            BmcGrowth::Doubling => self.splits.min(usize::BITS as usize + 1),
+            BmcGrowth::Linear => self.splits,
+        }
+    }
+
+    /// The capacity before the maximum; 0 if there is none.
+    fn before_last(&self) -> usize {
+        match self.growth {
+            _ if self.splits == 1 => 0,
+            BmcGrowth::Doubling => self.max_blocks.div_ceil(2),
+            BmcGrowth::Linear => self.part(self.splits - 1),
+        }
+    }
+
+    /// The capacity after `i` of equal parts.
+    fn part(&self, i: usize) -> usize {
+        (i as u128 * self.max_blocks as u128).div_ceil(self.splits as u128) as usize
+    }
+
     /// Bytes that a cache comes to hold at most on its way to the maximum.
     pub(super) fn peak_bytes(self, shape: &KvShape, kind: KvCacheKind, grow: BmcGrow) -> usize {
         match (kind, grow) {
-            (KvCacheKind::Static, _) => allocated_bytes(shape, shape.n_layers, self.max_blocks),
+            (KvCacheKind::Static, _) => fixed_bytes(shape, self.max_blocks),
             (_, BmcGrow::Commit) => committed_bytes(shape, self.max_blocks),
             (_, BmcGrow::Copy) => {
-                let before = self.capacities().take_while(|&capacity| capacity < self.max_blocks).last();
-                let old = before.map_or(0, |blocks| allocated_bytes(shape, 1, blocks));
+                let old = layer_bytes(shape, self.before_last());
                 copied_bytes(shape, self.max_blocks).saturating_add(old)
             }
         }
@@ -70,7 +89,7 @@ impl Schedule {
 
 /// Bytes of a cache of `blocks` blocks that grows by copy: each layer has its own memory.
 pub(super) fn copied_bytes(shape: &KvShape, blocks: usize) -> usize {
-    shape.n_layers.saturating_mul(allocated_bytes(shape, 1, blocks))
+    shape.n_layers.saturating_mul(layer_bytes(shape, blocks))
 }
 
 #[cfg(test)]
@@ -107,6 +126,9 @@ mod tests {
             prop_assert!(all.is_sorted_by(|a, b| a < b) && all.len() <= splits);
             prop_assert_eq!(all.last(), Some(&max));
             let schedule = Schedule::new(max, splits, growth);
+            let before = all.iter().rev().nth(1).copied().unwrap_or(0);
+            prop_assert_eq!(schedule.before_last(), before);
+            prop_assert!(all.len() <= schedule.max_parts());
             for blocks in 1..=max {
                 let want = all.iter().find(|&&capacity| capacity >= blocks);
                 prop_assert_eq!(Some(&schedule.capacity(blocks)), want);

@@ -26,18 +26,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..12)
 }
 
-/// Every kind; BMC with every way to grow and some splits, given and not.
-fn configs() -> Vec<KvConfig> {
-    let mut all: Vec<KvConfig> = KvCacheKind::ALL.map(KvConfig::from).to_vec();
-    for growth in [None, Some(BmcGrowth::Doubling), Some(BmcGrowth::Linear)] {
-        for grow in [BmcGrow::Copy, BmcGrow::Commit] {
-            for splits in [None, Some(1), Some(2), Some(3), Some(5), Some(MAX_LEN)] {
-                let bmc = BmcConfig { splits, growth, grow, ..BmcConfig::default() };
-                all.push(KvConfig { kind: KvCacheKind::Bmc, bmc });
-            }
-        }
-    }
-    all
+/// Settings of BMC: every way to grow, and splits that are given or not.
+fn bmc_configs() -> impl Strategy<Value = KvConfig> {
+    let growth = prop::sample::select(vec![None, Some(BmcGrowth::Doubling), Some(BmcGrowth::Linear)]);
+    let grow = prop::sample::select(vec![BmcGrow::Copy, BmcGrow::Commit]);
+    let splits = prop_oneof![Just(None), (1usize..9).prop_map(Some), (1..=MAX_LEN).prop_map(Some)];
+    (growth, grow, splits).prop_map(|(growth, grow, splits)| {
+        let bmc = BmcConfig { splits, growth, grow, ..BmcConfig::default() };
+        KvConfig { kind: KvCacheKind::Bmc, bmc }
+    })
 }
 
 fn shape(dtype: DType, head_dim: usize) -> KvShape {
@@ -122,12 +119,17 @@ fn check_usage(config: &KvConfig, shape: &KvShape, cache: &dyn KvCache, before: 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn every_kind_is_a_vector_of_rows(steps in steps(), bf16: bool, d in 1usize..20) {
+    fn every_kind_is_a_vector_of_rows(
+        steps in steps(),
+        bf16: bool,
+        d in 1usize..20,
+        bmc in prop::collection::vec(bmc_configs(), 3),
+    ) {
         let pool = Pool::unpinned(2).unwrap();
         let shape = shape(if bf16 { DType::Bf16 } else { DType::F32 }, d);
-        for config in configs() {
+        for config in KvCacheKind::ALL.map(KvConfig::from).into_iter().chain(bmc) {
             let mut cache = config.build(shape).unwrap();
             for step in &steps {
                 let (len, before) = (cache.len(), cache.usage());

@@ -62,7 +62,7 @@ pub(super) fn run(
         done.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
     };
     let start = Instant::now();
-    let finished: Vec<(Instance, Process)> = std::thread::scope(|scope| {
+    let mut finished: Vec<(Instance, Process)> = std::thread::scope(|scope| {
         let (queue, report) = (&queue, &report);
         let work = |(instance, process): (Instance, Process)| {
             scope.spawn(move || instance.work(process, queue, report))
@@ -71,13 +71,12 @@ pub(super) fn run(
         working.into_iter().map(joined).collect::<Result<_>>()
     })?;
     let seconds = start.elapsed().as_secs_f64();
+    // All live until the last one is asked: what they share counts in equal parts.
+    let instances = finished.iter_mut().zip(parts).map(|(own, part)| report_of(own, part));
+    let instances = instances.collect::<Result<_>>()?;
     Ok(Report {
         model: files.name().to_owned(),
-        instances: finished
-            .into_iter()
-            .zip(parts)
-            .map(|(own, part)| end(own, part))
-            .collect::<Result<_>>()?,
+        instances,
         done: done.into_inner().unwrap_or_else(PoisonError::into_inner),
         seconds,
         weight_bytes: weights.values().map(|w| w.bytes).max().unwrap_or(0),
@@ -91,8 +90,8 @@ fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> 
     thread.join().unwrap_or_else(|_| Err(anyhow!("a thread of the parent panicked")))
 }
 
-/// Asks a process for its memory and lets it go.
-fn end((instance, mut process): (Instance, Process), part: &Part) -> Result<InstanceReport> {
+/// Asks a process for its memory.
+fn report_of((instance, process): &mut (Instance, Process), part: &Part) -> Result<InstanceReport> {
     process.send(&ToWorker::Memory)?;
     let pss_bytes = match process.receive()? {
         FromWorker::Memory(bytes) => bytes,
