@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what PACE is compared with into a folder: install.sh FOLDER [llama.cpp] [pytorch] [candle]
-# Without names, all of them. What is there already is kept: remove a part of the folder to have it made anew.
+# Installs what PACE is compared with into a folder: install.sh FOLDER [tools] [llama.cpp] [pytorch] [candle]
+# Without names, all of them; tools, which the others need, are always installed. What is there already is kept: remove a part of the folder to have it made anew.
 set -euo pipefail
 
 LLAMA_CPP_PYTHON=0.3.36
@@ -85,9 +85,10 @@ install_candle() {
 tools
 for peer in "${peers[@]}"; do
     case $peer in
+        tools) ;;
         llama.cpp) install_llama_cpp ;;
         pytorch) install_pytorch ;;
         candle) install_candle ;;
-        *) say "unknown peer \`$peer\`: llama.cpp, pytorch, candle" && exit 2 ;;
+        *) say "unknown peer \`$peer\`: tools, llama.cpp, pytorch, candle" && exit 2 ;;
     esac
 done

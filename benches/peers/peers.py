@@ -242,7 +242,7 @@ def machine(options):
         "threads": options.threads,
         "rounds": options.rounds,
         "versions": {
-            "pace": output("git", "describe", "--always", "--dirty"),
+            "pace": f"PACE {output('git', 'describe', '--always', '--dirty')}",
             "llama.cpp": version("llama.cpp") if "llama.cpp" in options.peers else None,
             "pytorch": output(str(options.dir / "venv" / "bin" / "python"), "-c", torch)
             if "pytorch" in options.peers

@@ -2,6 +2,7 @@
 
 from xml.sax.saxutils import escape
 
+RATIO = "PACE by the better llama.cpp"
 COLOURS = ["#2563eb", "#d97706", "#f59e0b", "#dc2626", "#6b7280"]
 
 
@@ -22,22 +23,24 @@ def best_of_llama_cpp(results):
 def markdown(record):
     peers = names(record)
     machine = record["machine"]
-    versions = ", ".join(text for name, text in machine["versions"].items() if name != "pace" and text)
+    compared = "PACE" in peers and any(peer.startswith("llama.cpp") for peer in peers)
+    versions = ", ".join(text for name, text in machine["versions"].items() if text)
     lines = [
-        f"{machine['cpu']}, {machine['threads']} threads, medians of {machine['rounds']} rounds; PACE "
-        f"{machine['versions']['pace']}, {versions}. Tokens per second of the whole batch, with the peak of memory in GiB; "
+        f"{machine['cpu']}, {machine['threads']} threads, medians of {machine['rounds']} rounds; {versions}. "
+        "Tokens per second of the whole batch, with the peak of memory in GiB; "
         "weights and activations in bf16 where nothing else is said.",
         "",
-        "| test | " + " | ".join(peers) + " | PACE by the better llama.cpp |",
-        "|---|" + "---:|" * (len(peers) + 1),
+        "| test | " + " | ".join(peers) + (f" | {RATIO} |" if compared else " |"),
+        "|---|" + "---:|" * (len(peers) + compared),
     ]
     for row in record["rows"]:
         cells = [row["title"]]
         for peer in peers:
             result = next((r for r in row["results"] if r["peer"] == peer), None)
             cells.append("" if result is None else cell(result))
-        best = best_of_llama_cpp(row["results"])
-        cells.append(f"{best['pace_ratio']:.2f}" if best and best["pace_ratio"] else "")
+        if compared:
+            best = best_of_llama_cpp(row["results"])
+            cells.append(f"{best['pace_ratio']:.2f}" if best and best["pace_ratio"] else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -56,7 +59,7 @@ def svg(record):
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 130}" height="{bottom + 30}" '
         'font-family="sans-serif" font-size="12">',
-        f'<rect width="100%" height="100%" fill="white"/>',
+        '<rect width="100%" height="100%" fill="white"/>',
         '<text x="12" y="22" font-size="15">Tokens per second, by those of PACE</text>',
     ]
     for i, peer in enumerate(peers):

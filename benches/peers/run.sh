@@ -21,7 +21,7 @@ for ((i = 1; i < $#; i++)); do
     esac
 done
 
-names=()
+names=(tools)
 for peer in ${peers//,/ }; do
     [ "$peer" = pace ] || names+=("$peer")
 done
@@ -31,4 +31,4 @@ if [ -z "$pace" ]; then
     target=$(cd "$root" && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
     set -- --pace "$target/release/pace-cli" "$@"
 fi
-exec "$dir/tools/bin/python" "$here/peers.py" --dir "$dir" "$@"
+exec "$dir/tools/bin/python" -B "$here/peers.py" --dir "$dir" "$@"
