@@ -18,6 +18,7 @@ use crate::kv_cache::KvConfig;
 use crate::metrics::{Counters, EngineMetrics};
 use crate::platform::cores::CoreRequest;
 use crate::platform::numa::NumaMemory;
+use crate::platform::topology::Topology;
 use crate::platform::{ThreadBudget, affinity, topology};
 use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
 use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, Scoring, Task, check_memory};
@@ -39,6 +40,8 @@ pub struct EngineConfig {
     pub within: Vec<usize>,
     /// Where memory goes on a machine with several NUMA nodes.
     pub numa_memory: NumaMemory,
+    /// The NUMA node for the engine's memory; none: those of its CPUs.
+    pub memory_node: Option<usize>,
     /// The instruction sets to use.
     pub isa: Isa,
     /// Formats and operators.
@@ -89,6 +92,7 @@ impl EngineConfig {
             prefill_threads: None,
             decode_threads: None,
             numa_memory: NumaMemory::default(),
+            memory_node: None,
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
@@ -139,6 +143,11 @@ impl EngineConfig {
             tracing::warn!("the engine's thread cannot be pinned to CPU {}", cpus[0]);
         }
         Ok(pool)
+    }
+
+    /// The NUMA nodes that the engine's memory belongs to.
+    fn memory_nodes(&self) -> Vec<usize> {
+        self.memory_node.map_or_else(|| Topology::detect().nodes_of(&self.cpus), |node| vec![node])
     }
 
     /// How caches are made.

@@ -15,7 +15,7 @@ use super::{EngineConfig, EngineInfo, LoadProgress, Message, Ready};
 use crate::metrics::Counters;
 use crate::platform::MemoryLimit;
 use crate::platform::numa::{self, NumaMemory};
-use crate::platform::topology::{self, Topology};
+use crate::platform::topology;
 use crate::scheduler::Scheduler;
 use crate::{ModelFiles, RuntimeError};
 
@@ -106,7 +106,7 @@ fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError>
         Weights::Shared(..) => 0,
     };
     // The pools' threads inherit it.
-    numa::place(config.numa_memory, &config.cpus, need);
+    numa::place(config.numa_memory, &config.memory_nodes(), need);
     let pools = Pools::start(config)?;
     let (threads, pinned) = (pools.all().threads(), pools.all().pinned());
     let (files, progress) = match weights {
@@ -136,11 +136,11 @@ fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError>
 
 /// How much of the weights the threads reach only through another node; more than a little is a warning.
 fn remote_share(config: &EngineConfig, weights: &WeightMemory) -> Option<f64> {
-    let share = numa::remote_share(&weights.addresses, &config.cpus)?;
+    let share = numa::remote_share(&weights.addresses, &config.memory_nodes())?;
     if share > 0.05 && config.numa_memory != NumaMemory::Interleave {
-        let nodes = topology::format_cpu_list(&Topology::detect().nodes_of(&config.cpus));
+        let nodes = topology::format_cpu_list(&config.memory_nodes());
         tracing::warn!(
-            "{:.0} % of the weights lie on other NUMA nodes than the threads ({nodes}): free memory there, or choose \
+            "{:.0} % of the weights lie on other NUMA nodes than they should ({nodes}): free memory there, or choose \
              another by --numa-node",
             100.0 * share
         );

@@ -41,7 +41,8 @@ impl Part {
     /// `config` for this part of the machine, one of `parts`: its CPUs, and its share of the memory for KV caches.
     pub fn configure(&self, config: &EngineConfig, parts: usize) -> EngineConfig {
         let cpus = self.cpus.clone();
-        let mut own = EngineConfig { within: cpus.clone(), cpus, ..config.clone() };
+        let memory_node = self.node.or(config.memory_node);
+        let mut own = EngineConfig { within: cpus.clone(), cpus, memory_node, ..config.clone() };
         own.batching.kv_memory = own.batching.kv_memory.map(|bytes| bytes / parts as u64);
         own
     }

@@ -43,12 +43,12 @@ struct Plan {
     warning: Option<String>,
 }
 
-/// Sets the memory policy of the calling thread, and of those that it starts from now on, for an engine on `cpus` that
-/// needs `need` bytes for its weights. What the system refuses is a warning, once.
-pub(crate) fn place(choice: NumaMemory, cpus: &[usize], need: u64) {
+/// Sets the memory policy of the calling thread, and of those that it starts from now on, for an engine on the nodes
+/// `own` that needs `need` bytes for its weights. What the system refuses is a warning, once.
+pub(crate) fn place(choice: NumaMemory, own: &[usize], need: u64) {
     static REFUSED: Once = Once::new();
     let free = |node: usize| free_bytes(Path::new("/"), node);
-    let plan = plan(choice, &Topology::detect(), cpus, need, &free);
+    let plan = plan(choice, &Topology::detect(), own, need, &free);
     if let Some(warning) = plan.warning {
         tracing::warn!("{warning}");
     }
@@ -65,7 +65,7 @@ pub(crate) fn place(choice: NumaMemory, cpus: &[usize], need: u64) {
 fn plan(
     choice: NumaMemory,
     topology: &Topology,
-    cpus: &[usize],
+    own: &[usize],
     need: u64,
     free: &dyn Fn(usize) -> Option<u64>,
 ) -> Plan {
@@ -75,8 +75,7 @@ fn plan(
     if with_memory.len() < 2 {
         return nothing;
     }
-    let own: Vec<usize> =
-        topology.nodes_of(cpus).into_iter().filter(|node| with_memory.contains(node)).collect();
+    let own: Vec<usize> = own.iter().copied().filter(|node| with_memory.contains(node)).collect();
     match choice {
         NumaMemory::Default => nothing,
         NumaMemory::Interleave => Plan { policy: Some((Policy::Interleave, with_memory)), warning: None },
@@ -105,15 +104,14 @@ fn free_bytes(root: &Path, node: usize) -> Option<u64> {
     node_bytes(&dir, &["MemFree", "Active(file)", "Inactive(file)"])
 }
 
-/// The part of the memory of `ranges`, from 0 to 1, that lies on other nodes than those of `cpus`, by a sample of its
-/// pages. None where there is only one node, nothing is mapped, or the system does not tell.
-pub(crate) fn remote_share(ranges: &[Range<usize>], cpus: &[usize]) -> Option<f64> {
-    let topology = Topology::detect();
-    if topology.nodes().len() < 2 {
+/// The part of the memory of `ranges`, from 0 to 1, that lies on other nodes than `own`, by a sample of its pages.
+/// None where there is only one node, nothing is mapped, or the system does not tell.
+pub(crate) fn remote_share(ranges: &[Range<usize>], own: &[usize]) -> Option<f64> {
+    if Topology::detect().nodes().len() < 2 {
         return None;
     }
     let nodes = sys::nodes_of(&sample(ranges)).ok()?;
-    share_outside(&nodes, &topology.nodes_of(cpus))
+    share_outside(&nodes, own)
 }
 
 /// Addresses in all of `ranges`, evenly far apart.
@@ -150,7 +148,7 @@ mod tests {
     }
 
     fn policy(choice: NumaMemory, topology: &Topology, cpus: &[usize]) -> Option<(Policy, Vec<usize>)> {
-        plan(choice, topology, cpus, 1, &|_| Some(2)).policy
+        plan(choice, topology, &topology.nodes_of(cpus), 1, &|_| Some(2)).policy
     }
 
     #[test]
