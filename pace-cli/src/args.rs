@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::bench::{BenchArgs, BenchFormat, spell_out};
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
-pub(crate) use self::kv::{KvArgs, KvPlanArgs};
+pub(crate) use self::kv::{KindChoice, KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
 pub(crate) use self::platform::{

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 
-use super::{EngineArgs, WeightChoice};
+use super::{EngineArgs, KindChoice, KvArgs, WeightChoice};
 
 /// Tokens per second of prefill and decode, beside what the hardware gives.
 ///
-/// -m, -p, -n, -pg, -d, -b, -t, --dtype, --op-config and --instances take several values, separated by commas or by
-/// giving the flag again (a model's commas separate unless there is a file of that name; --op-config is given again),
-/// and every combination is measured. Tests are named as in llama-bench: pp512 is a prompt of 512 tokens, tg128 are 128
+/// -m, -p, -n, -pg, -d, -b, -t, --dtype, --op-config, --kv-cache and --instances take several values, separated by commas
+/// or by giving the flag again (a model's commas separate unless there is a file of that name; -pg and --op-config are
+/// given again), and every combination is measured. Tests are named as in llama-bench: pp512 is a prompt of 512 tokens, tg128 are 128
 /// new tokens, tg128@d2048 the same after 2048 others.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -76,7 +76,8 @@ pub(crate) enum BenchFormat {
 pub(crate) struct EngineSweep(pub(crate) Vec<EngineArgs>);
 
 /// The flags that may be given again, and whether commas separate their values.
-const SWEPT: [(&str, bool); 4] = [("model", false), ("dtype", true), ("threads", true), ("op_config", false)];
+const SWEPT: [(&str, bool); 5] =
+    [("model", false), ("dtype", true), ("op_config", false), ("kv_cache", true), ("threads", true)];
 
 impl EngineSweep {
     fn several(command: Command) -> Command {
@@ -109,6 +110,13 @@ impl FromArgMatches for EngineSweep {
         all = each(&all, values::<WeightChoice>(matches, "dtype"), |args, dtype| args.dtype = dtype);
         let op_configs = values::<String>(matches, "op_config");
         all = each(&all, op_configs, |args, json| args.operators.op_config = Some(json));
+        let kinds = values::<KindChoice>(matches, "kv_cache");
+        let bmc = kinds.contains(&KindChoice::Bmc);
+        all = each(&all, kinds, |args, kind| {
+            // What is said about BMC's parts is for BMC, if that is among them.
+            let own = if bmc && kind != KindChoice::Bmc { KvArgs::default() } else { args.kv.clone() };
+            args.kv = KvArgs { kv_cache: Some(kind), ..own };
+        });
         all = each(&all, values::<u16>(matches, "threads"), |args, threads| {
             args.platform.threads = Some(threads);
         });
@@ -190,6 +198,18 @@ mod tests {
         assert_eq!((none.engines.0.len(), none.engines.0[0].model.as_ref()), (1, None));
         let json = ["--op-config", r#"{"mlp": "tpp", "norm": "tpp"}"#, "--op-config", "{}"];
         assert_eq!(parse(&json).engines.0.len(), 2);
+    }
+
+    #[test]
+    fn flags_of_bmc_leave_other_caches_alone() {
+        let kv = |args: &[&str]| -> Vec<_> {
+            parse(args).engines.0.iter().map(|e| (e.kv.kv_cache, e.kv.bmc_splits)).collect()
+        };
+        let both = kv(&["--kv-cache", "static,bmc", "--bmc-splits", "4"]);
+        assert_eq!(both, [(Some(KindChoice::Static), None), (Some(KindChoice::Bmc), Some(4))]);
+        // A mistake that is told when the flags are checked.
+        assert_eq!(kv(&["--kv-cache", "static", "--bmc-splits", "4"]), [(Some(KindChoice::Static), Some(4))]);
+        assert_eq!(kv(&["--bmc-splits", "4"]), [(None, Some(4))]);
     }
 
     #[test]

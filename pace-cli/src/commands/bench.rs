@@ -54,7 +54,11 @@ pub(crate) fn run(env: &Env, args: BenchArgs) -> Result<()> {
 }
 
 fn layout(args: &BenchArgs) -> Layout {
-    Layout { instances: args.instances != [1], batch: args.batch != [1] }
+    Layout {
+        kv_cache: args.engines.0.iter().any(|engine| engine.kv.kv_cache.is_some()),
+        instances: args.instances != [1],
+        batch: args.batch != [1],
+    }
 }
 
 /// The file for a trace; a path that cannot be written to is found out before anything runs.

@@ -130,6 +130,8 @@ fn values_that_a_benchmark_cannot_measure_are_refused() {
     bench(&["-d", "1,x"]).assert_refused(2, &["--n-depth", "x"]);
     bench(&["-t", "1,0"]).assert_refused(2, &["--threads", "1..=4096"]);
     bench(&["-t", "2", "--instances", "1,3"]).assert_refused(2, &["--instances 3", "2 threads"]);
+    bench(&["--kv-cache", "static,slab"]).assert_refused(2, &["--kv-cache", "slab", "bmc"]);
+    bench(&["--kv-cache", "static", "--bmc-splits", "4"]).assert_refused(2, &["--bmc-splits", "static"]);
     bench(&["-o", "xml"]).assert_refused(2, &["--output", "jsonl"]);
     bench(&["--op-config", "{}", "--op-config", r#"{"mpl": "tpp"}"#]).assert_refused(2, &["`mpl`"]);
     // The second model is looked at before the first one runs.

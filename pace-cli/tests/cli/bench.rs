@@ -169,6 +169,16 @@ fn engines_are_started_for_every_combination() {
 }
 
 #[test]
+fn every_kind_of_cache_is_measured() {
+    let args = ["-m", "random:small", "-p", "0", "-n", "4", "-d", "0,70", "-b", "2", "-r", "1"];
+    let tests =
+        bench(&[args.as_slice(), &["--kv-cache", "dynamic,static,bmc", "--bmc-splits", "4"]].concat());
+    let kinds = ["dynamic", "dynamic", "static", "static", "bmc", "bmc"];
+    assert_eq!(each(&tests, "kv_cache"), kinds);
+    assert!(tests.iter().all(|test| number(test, "avg_ts") > 0.0));
+}
+
+#[test]
 fn instances_divide_the_threads_and_share_the_weights() {
     let args = [
         "-m",
@@ -231,4 +241,6 @@ fn markdown_is_a_table_with_notes() {
     assert!(!lines[0].contains("batch") && !lines[0].contains("instances"), "{text}");
     assert!(notes.contains("huge pages") && notes.contains("native: attention"), "{notes}");
     assert!(run(&["-b", "2"]).contains("| batch | test |"));
+    let caches = run(&["--kv-cache", "static"]);
+    assert!(caches.contains("| kv-cache |") && caches.contains("| static |"), "{caches}");
 }

@@ -39,9 +39,10 @@ impl Record {
     }
 }
 
-/// Columns of the Markdown table that are there only if a test has something else than usual in them.
+/// Columns of the Markdown table that are there only if a flag asks for something else than usual in them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Layout {
+    pub(super) kv_cache: bool,
     pub(super) instances: bool,
     pub(super) batch: bool,
 }
@@ -215,8 +216,9 @@ fn columns(layout: Layout) -> Vec<(&'static str, bool)> {
         ("dtype", false),
         ("isa", false),
         ("op-config", false),
-        ("threads", true),
     ];
+    columns.extend(layout.kv_cache.then_some(("kv-cache", false)));
+    columns.push(("threads", true));
     columns.extend(layout.instances.then_some(("instances", true)));
     columns.extend(layout.batch.then_some(("batch", true)));
     columns.push(("test", false));
@@ -242,8 +244,9 @@ fn cells(
         setup.dtype().to_owned(),
         info.isa.to_string(),
         op_config(&setup.config.load.operators),
-        engines.threads().to_string(),
     ];
+    cells.extend(layout.kv_cache.then(|| setup.config.kv_cache.kind.name().to_owned()));
+    cells.push(engines.threads().to_string());
     cells.extend(layout.instances.then(|| setup.parts.len().to_string()));
     cells.extend(layout.batch.then(|| workload.batch.to_string()));
     cells.push(workload.to_string());
@@ -316,8 +319,8 @@ mod tests {
     fn a_column_is_there_when_something_is_in_it() {
         let names = |layout| columns(layout).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert!(!names(Layout::default()).contains(&"batch"));
-        let all = header(Layout { instances: true, batch: true });
-        assert!(all.contains("| threads | instances | batch | test |"), "{all}");
+        let all = header(Layout { kv_cache: true, instances: true, batch: true });
+        assert!(all.contains("| op-config | kv-cache | threads | instances | batch | test |"), "{all}");
         let [head, rule] = all.lines().collect::<Vec<_>>()[..] else { panic!("two lines: {all}") };
         assert_eq!(head.matches('|').count(), rule.matches('|').count());
     }
