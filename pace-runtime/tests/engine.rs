@@ -151,7 +151,9 @@ fn an_answer_stops_at_the_end_of_the_context() {
 
 #[test]
 fn a_larger_context_only_makes_room() {
-    let engine = tiny();
+    let kv_cache = KvConfig { kind: KvCacheKind::Static, ..KvConfig::default() };
+    let config = EngineConfig { kv_cache, ..config(DType::Bf16, 2) };
+    let engine = start(&ModelRef::Random("tiny".to_owned()), config).unwrap();
     let roomy = Request { ctx_size: Some(300), ..request(&[1, 2], 3) };
     let (ids, _, finish) = generate(&engine, roomy).unwrap();
     assert!(finish.kv.capacity_rows >= 300);
