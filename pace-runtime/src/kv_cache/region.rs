@@ -58,7 +58,7 @@ impl Region {
         let bytes = bytes.ok_or(OutOfMemory { bytes: usize::MAX })?;
         let data = Buffer::reserve(bytes, growing(bytes))?;
         // Growing must not allocate: a decode step does it.
-        let parts = Vec::with_capacity(schedule.capacities().count());
+        let parts = Vec::with_capacity(schedule.max_parts());
         Ok(Self { data, layers: shape.n_layers, parts })
     }
 
