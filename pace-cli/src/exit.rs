@@ -1,4 +1,4 @@
-//! Errors to exit codes: 2 usage, 3 model, 4 resources, 5 CPU, 130 interrupted, 1 anything else.
+//! Errors to exit codes: 2 usage, 3 model, 4 resources (memory, threads, disk), 5 CPU, 130 interrupted, 1 anything else.
 
 use std::io::{ErrorKind as IoErrorKind, Write};
 use std::process::ExitCode;
@@ -53,7 +53,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if error.is::<Interrupted>() {
         return INTERRUPTED;
     }
-    if error.is::<NoSpace>() {
+    if error.is::<NoSpace>() || error.downcast_ref::<std::io::Error>().is_some_and(is_disk) {
         return 4;
     }
     match error.downcast_ref::<RuntimeError>().map(RuntimeError::kind) {
@@ -63,6 +63,12 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(ErrorKind::Cpu) => 5,
         Some(ErrorKind::Internal) | None => 1,
     }
+}
+
+/// Whether a disk is full, or broken.
+fn is_disk(error: &std::io::Error) -> bool {
+    let full = [IoErrorKind::StorageFull, IoErrorKind::QuotaExceeded, IoErrorKind::FileTooLarge];
+    full.contains(&error.kind()) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 #[cfg(test)]
@@ -87,6 +93,11 @@ mod tests {
         assert_eq!(code(&RuntimeError::from(model).into()), 3);
         assert_eq!(code(&RuntimeError::from(pace_ops::KvError::OutOfMemory { bytes: 1 }).into()), 4);
         assert_eq!(code(&RuntimeError::Stopped.into()), 1);
+        let disk = |code| {
+            super::code(&anyhow::Error::from(std::io::Error::from_raw_os_error(code)).context("cannot write"))
+        };
+        let (eio, enospc, enoent) = (5, 28, 2);
+        assert_eq!([eio, enospc, enoent].map(disk), [4, 4, 1]);
         let context = anyhow::Error::from(RuntimeError::EmptyPrompt).context("while generating");
         assert_eq!(code(&context), 2);
     }

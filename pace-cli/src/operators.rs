@@ -1,6 +1,6 @@
 //! What operators are computed with, as every command says it.
 
-use pace_ops::{Chosen, Operator};
+use pace_ops::{Choice, Chosen, Demotion, MClass, Operator};
 use pace_runtime::EngineInfo;
 use serde_json::{Value, json};
 
@@ -58,6 +58,34 @@ pub(crate) fn bits(chosen: &[Chosen], bit_equal: bool) -> String {
     format!("the same bits whatever the batch: no: NATIVE computes {}", native.join(", "))
 }
 
+/// As [`bits`], of a model that is not loaded yet.
+pub(crate) fn expected_bits(chosen: &[Chosen], bit_equal: bool) -> String {
+    let unless = if bit_equal { ", unless a backend fails its self-test at load" } else { "" };
+    bits(chosen, bit_equal) + unless
+}
+
+/// Operators that were left to the reference: `[{operator, shape, reason}]`.
+pub(crate) fn demotions(info: &EngineInfo) -> Value {
+    let demotion = |d: &Demotion| json!({"operator": d.shape.op.name(), "shape": d.shape.size.to_string(), "reason": d.reason});
+    info.demotions.iter().map(demotion).collect()
+}
+
+/// What computes a loaded model and what that means for its bits, a line each.
+pub(crate) fn summary(info: &EngineInfo) -> Vec<String> {
+    let mut lines =
+        vec![format!("operators by {}", to_text(&info.operators)), bits(&info.operators, info.bit_equal)];
+    lines.extend(meaning(&info.operators).map(str::to_owned));
+    let demoted = info.demotions.iter();
+    lines.extend(demoted.map(|d| format!("{} is left to the reference: {}", d.shape, d.reason)));
+    lines
+}
+
+/// What choices such as `tpp/tpp/imbps` mean, if there are any.
+pub(crate) fn meaning(chosen: &[Chosen]) -> Option<&'static str> {
+    let mixed = chosen.iter().any(|c| Choice::from(c.choice.of(MClass::One)) != c.choice);
+    mixed.then_some("a/b/c: a computes one row, b 2 to 16, c more")
+}
+
 /// How much of the weights lies in huge pages.
 pub(crate) fn huge_pages(info: &EngineInfo) -> String {
     match info.huge_share {
@@ -82,7 +110,7 @@ fn by_operator(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> Vec<(Oper
 
 #[cfg(test)]
 mod tests {
-    use pace_ops::{Backend, Choice, ChosenBy, OpDType, OpShape};
+    use pace_ops::{Backend, ChosenBy, OpDType, OpShape};
 
     use super::*;
 
@@ -108,6 +136,7 @@ mod tests {
         let mut all = all.to_vec();
         all[1].by = ChosenBy::Plan;
         assert_eq!(chosen_by(&all)["attention"], "plan");
+        assert!(meaning(&all).is_some() && meaning(&all[..3]).is_none());
         assert_eq!(chosen_by_text(&all), "rule: norm, rope, mlp; plan: attention");
     }
 

@@ -135,6 +135,14 @@ impl Jit {
         }
     }
 
+    /// The least tier that has the instructions of the kernel of this name.
+    ///
+    /// # Errors
+    /// No kernel has this name.
+    pub fn requires(name: &str) -> Result<Isa, UnknownKey> {
+        Ok(name.parse::<KernelKey>()?.isa())
+    }
+
     /// The tile for a key.
     ///
     /// # Panics

@@ -244,7 +244,13 @@ impl SelfTest for Attention {
         let cols = self.shape.n_heads * self.shape.head_dim;
         // A few tokens more than a block, so that it and the last, partial one are seen.
         const TOKENS: usize = 80;
-        let Ok(kv) = SampleKv::new(&self.shape, self.kv_dtype, TOKENS) else { return Ok(()) };
+        let kv = match SampleKv::new(&self.shape, self.kv_dtype, TOKENS) {
+            Ok(kv) => kv,
+            Err(error) => {
+                tracing::warn!("{}: {error}; its backends are not tested", self.shape());
+                return Ok(());
+            }
+        };
         for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
             let mut plan = AttentionPlan::default();
             plan.rebuild(&self.shape, cx.par.threads(), std::iter::once((TOKENS - rows, rows)));

@@ -19,8 +19,10 @@ pub struct BuildCx {
     pub imbps_chunks: Option<usize>,
     /// How activations are rounded for int8 weights.
     pub act_quant: ActQuant,
-    /// Bytes of all last-level caches.
+    /// Bytes of all last-level caches together: what does not stay in any of them is twice as large, or more.
     pub l3_bytes: usize,
+    /// Bytes of the smallest last-level cache that a thread of the engine has: what all of them share fits that.
+    pub smallest_l3: usize,
 }
 
 impl BuildCx {
@@ -34,6 +36,7 @@ impl BuildCx {
             imbps_chunks: None,
             act_quant: ActQuant::default(),
             l3_bytes: 32 << 20,
+            smallest_l3: 32 << 20,
         }
     }
 

@@ -113,7 +113,8 @@ pub(crate) struct RowCuts {
 }
 
 impl RowCuts {
-    const MAX_TILES: usize = 64;
+    /// One for each thread of the largest machines, at least; the cuts take 8 KiB of the stack.
+    const MAX_TILES: usize = 1024;
 
     /// At most `tiles` tiles of `rows` rows.
     fn new(rows: usize, tiles: usize) -> Self {

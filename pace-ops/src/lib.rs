@@ -39,7 +39,7 @@ pub use lm_head::LmHead;
 pub use m_class::MClass;
 pub use mlp::{Mlp, MlpWeights};
 pub use norm::Norm;
-pub use plan::{Candidate, Plan, PlanEntry};
+pub use plan::{Candidate, Plan, PlanEntry, WrongBackend};
 pub use profile::{LayerKind, Profile, ProfileReport, ProfileRow, Span, StepSpan, Trace, Work, write_traces};
 pub use rope::{Rope, RopeAngles};
 pub use selection::{Chosen, ChosenBy, Demotion, Selection};

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use pace_kernels::{ActMut, ActRef, PackedWeights};
 
 pub(crate) use self::native::NativeMatrix;
-pub(crate) use self::projection::{Finish, LinearBackend, Projection};
-use crate::self_test::{Mismatch, SelfTest};
-use crate::{BuildCx, Choice, OpCx, OpError, OpShape, Operator, RopeAngles};
+pub(crate) use self::projection::{Finish, LinearBackend, Projection, Projects};
+use crate::{BuildCx, Choice, OpCx, OpError, Operator, RopeAngles};
 
 /// `out = a * W^T`, plus a bias where there is one.
 pub struct Linear {
@@ -124,46 +123,46 @@ impl OutProjection {
     }
 }
 
-impl SelfTest for Linear {
-    fn shape(&self) -> OpShape {
-        self.projection.shape()
+impl Projects for Linear {
+    fn projection(&self) -> &Projection {
+        &self.projection
     }
 
-    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
-        self.projection.self_test(cx, Finish::Store)
+    fn projection_mut(&mut self) -> &mut Projection {
+        &mut self.projection
     }
 
-    fn set_native(&mut self) {
-        self.projection.set_native();
-    }
-}
-
-impl SelfTest for QkvProjection {
-    fn shape(&self) -> OpShape {
-        self.projection.shape()
-    }
-
-    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
-        let angles = RopeAngles::sample(cx, self.head_dim);
-        let (head_dim, rotated) = (self.head_dim, self.rotated);
-        self.projection.self_test(cx, Finish::Rope { angles: angles.table(), head_dim, rotated })
-    }
-
-    fn set_native(&mut self) {
-        self.projection.set_native();
+    fn with_finish<R>(&self, _: &OpCx<'_>, f: impl FnOnce(Finish<'_>) -> R) -> R {
+        f(Finish::Store)
     }
 }
 
-impl SelfTest for OutProjection {
-    fn shape(&self) -> OpShape {
-        self.projection.shape()
+impl Projects for QkvProjection {
+    fn projection(&self) -> &Projection {
+        &self.projection
     }
 
-    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
-        self.projection.self_test(cx, Finish::Residual)
+    fn projection_mut(&mut self) -> &mut Projection {
+        &mut self.projection
     }
 
-    fn set_native(&mut self) {
-        self.projection.set_native();
+    fn with_finish<R>(&self, cx: &OpCx<'_>, f: impl FnOnce(Finish<'_>) -> R) -> R {
+        let (angles, head_dim, rotated) =
+            (RopeAngles::sample(cx, self.head_dim), self.head_dim, self.rotated);
+        f(Finish::Rope { angles: angles.table(), head_dim, rotated })
+    }
+}
+
+impl Projects for OutProjection {
+    fn projection(&self) -> &Projection {
+        &self.projection
+    }
+
+    fn projection_mut(&mut self) -> &mut Projection {
+        &mut self.projection
+    }
+
+    fn with_finish<R>(&self, _: &OpCx<'_>, f: impl FnOnce(Finish<'_>) -> R) -> R {
+        f(Finish::Residual)
     }
 }

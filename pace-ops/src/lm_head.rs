@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use pace_kernels::{ActMut, ActRef, MatMut, PackedWeights};
 
-use crate::linear::{Finish, Projection};
-use crate::self_test::{Mismatch, SelfTest};
-use crate::{BuildCx, Choice, OpCx, OpError, OpShape, Operator};
+use crate::linear::{Finish, Projection, Projects};
+use crate::{BuildCx, Choice, OpCx, OpError, Operator};
 
 /// The projection to the vocabulary. Logits stay f32.
 pub struct LmHead {
@@ -40,16 +39,16 @@ impl LmHead {
     }
 }
 
-impl SelfTest for LmHead {
-    fn shape(&self) -> OpShape {
-        self.projection.shape()
+impl Projects for LmHead {
+    fn projection(&self) -> &Projection {
+        &self.projection
     }
 
-    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
-        self.projection.self_test(cx, Finish::Store)
+    fn projection_mut(&mut self) -> &mut Projection {
+        &mut self.projection
     }
 
-    fn set_native(&mut self) {
-        self.projection.set_native();
+    fn with_finish<R>(&self, _: &OpCx<'_>, f: impl FnOnce(Finish<'_>) -> R) -> R {
+        f(Finish::Store)
     }
 }

@@ -12,9 +12,9 @@ use self::imbps::ImbpsMlp;
 use self::native::NativeMlp;
 use self::panels::PanelMlp;
 use crate::choice::ByClass;
-use crate::panels::{PanelGemm, require_panels};
+use crate::panels::{PanelGemm, require_panels_for};
 use crate::self_test::{Mismatch, Sample, SelfTest};
-use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator, Work};
+use crate::{Backend, BuildCx, Choice, OpCx, OpDType, OpError, OpShape, Operator, Work};
 
 /// The weights of a feed-forward layer: `down(act(gate(x)) * up(x))`, or without a gate `down(act(up(x)))`.
 #[derive(Clone, Debug)]
@@ -93,12 +93,8 @@ impl Mlp {
         weights.check();
         assert_eq!(weights.up.format(), weights.down.format(), "formats of up and down");
         let choice = build.resolve(weights.op_shape(), choice.into())?;
-        for backend in MClass::ALL.map(|class| choice.of(class)) {
-            if backend != Backend::Native {
-                require_panels(Operator::Mlp, backend, &weights.up, weights.gated())?;
-                require_panels(Operator::Mlp, backend, &weights.down, false)?;
-            }
-        }
+        require_panels_for(Operator::Mlp, choice, &weights.up, weights.gated())?;
+        require_panels_for(Operator::Mlp, choice, &weights.down, false)?;
         let weights = Arc::new(weights);
         let backends = ByClass::build(choice, |backend| layer(build, &weights, activation, backend));
         Ok(Self { weights, activation, backends })
@@ -164,7 +160,6 @@ fn layer(
     match backend {
         Backend::Tpp => Box::new(PanelMlp::new(PanelGemm::table(build), weights, activation)),
         Backend::Jit => Box::new(PanelMlp::new(PanelGemm::generated(build), weights, activation)),
-
         Backend::Native => Box::new(NativeMlp::new(weights, activation)),
         Backend::Imbps => Box::new(ImbpsMlp::new(build, weights, activation)),
         Backend::Auto | Backend::Flash => unreachable!("`resolve` leaves what an MLP has"),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pace_kernels::{ActMut, ActQuant, ActRef, Epilogue, GemmCx, Jit, PackedWeights, WeightLayout};
 
-use crate::{Backend, BuildCx, OpCx, OpError, Operator};
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpError, Operator};
 
 /// Multiplies by the tier's own tiles, or by generated ones: the same bits.
 #[derive(Clone, Debug)]
@@ -53,8 +53,19 @@ pub(crate) fn warn_once(error: &pace_kernels::JitError) {
     }
 }
 
+/// As [`require_panels`], for every backend of `choice` but NATIVE, which reads rows, too.
+pub(crate) fn require_panels_for(
+    op: Operator,
+    choice: Choice,
+    weights: &PackedWeights,
+    paired: bool,
+) -> Result<(), OpError> {
+    let backends = MClass::ALL.map(|class| choice.of(class)).into_iter();
+    backends.filter(|b| *b != Backend::Native).try_for_each(|b| require_panels(op, b, weights, paired))
+}
+
 /// Checks that weights are in panels, which for gate and up hold half of each.
-pub(crate) fn require_panels(
+fn require_panels(
     op: Operator,
     backend: Backend,
     weights: &PackedWeights,

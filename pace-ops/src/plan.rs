@@ -1,17 +1,18 @@
 //! [`Plan`]: which backend measures best on this machine, for each operator, shape and class of row counts.
 //!
 //! The candidates of a shape take turns, so that a change of the machine's speed meets all of them; medians decide.
-//! A row's bits must not depend on the rows beside it, so NATIVE, which is not bit-equal to the others, serves all
+//! A candidate that does not agree with NATIVE is left out. A row's bits must not depend on the rows beside it, so NATIVE, which is not bit-equal to the others, serves all
 //! classes of a shape or none: all only if it wins each of them.
 
 mod candidates;
 
-use pace_kernels::{OutOfMemory, Unit};
+use pace_kernels::OutOfMemory;
 use serde::{Deserialize, Serialize};
 
 use self::candidates::{Candidates, Runs};
 use crate::limits::Limits;
-use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpShape};
+use crate::self_test::Mismatch;
+use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpShape};
 
 /// Measurements on a machine, and what follows from them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct PlanEntry {
     pub limit_seconds: f64,
     /// What was measured.
     pub candidates: Vec<Candidate>,
+    /// What was left out, because it does not agree with the reference.
+    #[serde(default)]
+    pub wrong: Vec<WrongBackend>,
     /// The backend to use.
     pub choice: Backend,
     /// Why this one.
@@ -48,6 +52,15 @@ pub struct Candidate {
     pub fraction: f64,
 }
 
+/// A backend that failed its self-test.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WrongBackend {
+    /// The backend.
+    pub backend: Backend,
+    /// How far it was off.
+    pub reason: String,
+}
+
 impl Plan {
     /// Times the backends that exist for each of `shapes` here. `progress` gets the shapes done and their number.
     ///
@@ -62,8 +75,15 @@ impl Plan {
         shapes: &[OpShape],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, OutOfMemory> {
-        let memory = (4 * build.l3_bytes).max(256 << 20);
-        Self::measure_candidates(cx, memory, shapes, progress, &|shape| Candidates::new(cx, build, shape))
+        let memory = limits_memory(build);
+        Self::measure_candidates(cx, memory, shapes, progress, &|limits, shape| {
+            Candidates::new(cx, build, limits, shape)
+        })
+    }
+
+    /// Bytes that [`measure`](Self::measure) takes for `shapes`, about.
+    pub fn memory(build: &BuildCx, shapes: &[OpShape]) -> usize {
+        shapes.iter().map(|&shape| candidates::memory(build, shape)).fold(limits_memory(build), usize::max)
     }
 
     /// `memory` bytes are four times all last-level caches or more.
@@ -72,18 +92,29 @@ impl Plan {
         memory: usize,
         shapes: &[OpShape],
         progress: &mut dyn FnMut(usize, usize),
-        candidates: &dyn Fn(OpShape) -> Result<Candidates, OutOfMemory>,
+        candidates: &dyn Fn(&Limits, OpShape) -> Result<Candidates, OutOfMemory>,
     ) -> Result<Self, OutOfMemory> {
         let limits = Limits::measure(cx.kernels, cx.par, memory)?;
         let mut plan = Self::default();
         for (i, &shape) in shapes.iter().enumerate() {
             progress(i, shapes.len());
-            let mut candidates = candidates(shape)?;
+            let mut candidates = candidates(&limits, shape)?;
             let measured = MClass::ALL.map(|class| (class, candidates.measure(cx, class)));
-            plan.entries.extend(entries(shape, &limits, &measured));
+            for mismatch in candidates.wrong() {
+                tracing::warn!("{shape}: {mismatch}; it is not in the plan");
+            }
+            plan.entries.extend(entries(shape, &limits, &measured, candidates.wrong()));
         }
         progress(shapes.len(), shapes.len());
         Ok(plan)
+    }
+
+    /// Adds what `older` has of shapes that are not in this one.
+    pub fn complete(&mut self, older: Self) {
+        let known = self.entries.len();
+        let new = |entry: &PlanEntry| self.entries[..known].iter().all(|e| e.shape != entry.shape);
+        let kept: Vec<_> = older.entries.into_iter().filter(new).collect();
+        self.entries.extend(kept);
     }
 
     /// The backends for an operator of a shape, if it was measured.
@@ -96,27 +127,28 @@ impl Plan {
     }
 }
 
-/// The unit that computes a type's products.
-const fn unit(dtype: OpDType) -> Unit {
-    match dtype {
-        OpDType::F32 => Unit::F32,
-        OpDType::Bf16 => Unit::Bf16,
-        OpDType::Int8 => Unit::Int8,
-    }
+/// Bytes to read for the bandwidth of memory: no cache holds a part of them that counts.
+fn limits_memory(build: &BuildCx) -> usize {
+    (4 * build.l3_bytes).max(256 << 20)
 }
 
 /// What two measurements of the same may differ by.
 const NOISE: f64 = 1.02;
 
 /// What follows from the measurements of a shape, class by class.
-fn entries(shape: OpShape, limits: &Limits, measured: &[(MClass, Runs)]) -> Vec<PlanEntry> {
+fn entries(
+    shape: OpShape,
+    limits: &Limits,
+    measured: &[(MClass, Runs)],
+    wrong: &[Mismatch],
+) -> Vec<PlanEntry> {
     let seconds = |runs: &Runs, native: bool| {
         let of = runs.seconds.iter().filter(move |(b, _)| (*b == Backend::Native) == native);
         of.map(|&(_, s)| s).fold(f64::INFINITY, f64::min)
     };
     let native = measured.iter().all(|(_, runs)| seconds(runs, true) * NOISE < seconds(runs, false));
     let entry = |(class, runs): &(MClass, Runs)| {
-        let limit_seconds = limits.seconds(unit(shape.dtype), runs.flops, runs.bytes);
+        let limit_seconds = limits.seconds(shape.dtype.into(), runs.flops, runs.bytes);
         let candidate = |&(backend, seconds): &(Backend, f64)| Candidate {
             backend,
             seconds,
@@ -124,7 +156,9 @@ fn entries(shape: OpShape, limits: &Limits, measured: &[(MClass, Runs)]) -> Vec<
         };
         let (choice, why) = choose(&runs.seconds, native);
         let candidates = runs.seconds.iter().map(candidate).collect();
-        PlanEntry { shape, class: *class, limit_seconds, candidates, choice, why }
+        let wrong =
+            wrong.iter().map(|m| WrongBackend { backend: m.backend, reason: m.to_string() }).collect();
+        PlanEntry { shape, class: *class, limit_seconds, candidates, wrong, choice, why }
     };
     measured.iter().map(entry).collect()
 }
@@ -157,7 +191,7 @@ mod tests {
     use pace_kernels::{Kernels, Par, Scratch};
 
     use super::*;
-    use crate::Operator;
+    use crate::{OpDType, Operator};
 
     #[test]
     fn the_first_of_those_that_are_as_fast_is_chosen() {
@@ -178,8 +212,8 @@ mod tests {
         let build = BuildCx::new(kernels);
         let shape = OpShape::matrix(Operator::Linear, OpDType::F32, 96, 64);
         let slow = |backend: Backend| {
-            let candidates = |shape| {
-                let mut candidates = Candidates::new(&cx, &build, shape)?;
+            let candidates = |limits: &Limits, shape| {
+                let mut candidates = Candidates::new(&cx, &build, limits, shape)?;
                 candidates.slow_down(backend, Duration::from_millis(2));
                 Ok(candidates)
             };
@@ -196,6 +230,25 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_backend_is_not_timed_and_named() {
+        let (kernels, scratch) = (Kernels::detect(), Scratch::new());
+        let cx = OpCx { kernels, par: Par::seq(), scratch: &scratch, profile: None };
+        let build = BuildCx::new(kernels);
+        let shape = OpShape::matrix(Operator::Linear, OpDType::Bf16, 96, 64);
+        let candidates =
+            |limits: &Limits, shape| Candidates::with_broken(&cx, &build, limits, shape, Backend::Tpp);
+        let plan = Plan::measure_candidates(&cx, 1 << 20, &[shape], &mut |_, _| {}, &candidates).unwrap();
+        assert_eq!(plan.entries.len(), MClass::ALL.len());
+        for entry in &plan.entries {
+            let [wrong] = &*entry.wrong else { panic!("{entry:?}") };
+            assert!(wrong.backend == Backend::Tpp && wrong.reason.contains("`tpp` is off by"), "{wrong:?}");
+            assert!(entry.candidates.iter().all(|c| c.backend != Backend::Tpp), "{entry:?}");
+            assert!(entry.candidates.iter().any(|c| c.backend == Backend::Native), "{entry:?}");
+        }
+        assert_ne!(plan.choice(shape), Some(Backend::Tpp.into()));
+    }
+
+    #[test]
     fn a_plan_is_the_same_after_a_file() {
         let shape = OpShape::mlp(OpDType::Bf16, 64, 128, true);
         let entry = |class| PlanEntry {
@@ -203,6 +256,7 @@ mod tests {
             class,
             limit_seconds: 1e-6,
             candidates: vec![Candidate { backend: Backend::Tpp, seconds: 2e-6, fraction: 0.5 }],
+            wrong: Vec::new(),
             choice: Backend::Tpp,
             why: "the fastest".to_owned(),
         };

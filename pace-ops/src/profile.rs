@@ -106,7 +106,7 @@ struct Records {
 }
 
 impl Profile {
-    /// Calls that are kept for a trace: 16 MB.
+    /// Calls that are kept for a trace: 27 MB.
     const CAPACITY: usize = 1 << 18;
 
     /// Nothing recorded yet.

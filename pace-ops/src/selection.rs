@@ -147,10 +147,16 @@ impl Selection {
         if configured != Backend::Auto {
             return (configured.into(), ChosenBy::Config);
         }
-        let planned = self.plan.as_ref().and_then(|plan| plan.choice(shape));
-        match planned.filter(|&choice| self.build.resolve(shape, choice).is_ok()) {
-            Some(choice) => (choice, ChosenBy::Plan),
-            None => (Backend::Auto.into(), ChosenBy::Rule),
+        let rule = (Backend::Auto.into(), ChosenBy::Rule);
+        let Some(choice) = self.plan.as_ref().and_then(|plan| plan.choice(shape)) else { return rule };
+        match self.build.resolve(shape, choice) {
+            Ok(choice) => (choice, ChosenBy::Plan),
+            Err(error) => {
+                tracing::warn!(
+                    "{shape}: the plan's {choice} is not for here: {error}; the built-in rule chooses"
+                );
+                rule
+            }
         }
     }
 }
@@ -228,6 +234,7 @@ mod tests {
             class,
             limit_seconds: 1.0,
             candidates: Vec::new(),
+            wrong: Vec::new(),
             choice: Backend::Native,
             why: String::new(),
         };
@@ -236,5 +243,9 @@ mod tests {
         assert_eq!(by(config, Some(plan.clone())), ("tpp".to_owned(), ChosenBy::Config));
         assert_eq!(by(OperatorConfig::default(), Some(plan)), ("native".to_owned(), ChosenBy::Plan));
         assert_eq!(by(OperatorConfig::default(), None), ("tpp".to_owned(), ChosenBy::Rule));
+        // Made where there was generated code: there is none for f32.
+        let entry = |class| PlanEntry { choice: Backend::Jit, ..entry(class) };
+        let foreign = Plan { entries: crate::MClass::ALL.map(entry).to_vec() };
+        assert_eq!(by(OperatorConfig::default(), Some(foreign)), ("tpp".to_owned(), ChosenBy::Rule));
     }
 }

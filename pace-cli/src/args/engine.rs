@@ -12,6 +12,7 @@ use pace_runtime::config::Env;
 use pace_runtime::plan_store::{self, PlanKey};
 
 use super::KvArgs;
+use super::PlatformArgs;
 use crate::exit::Usage;
 use crate::session::plan_dir;
 
@@ -27,9 +28,6 @@ pub(crate) struct EngineArgs {
     /// Cached keys and values [default: as --dtype].
     #[arg(long, value_enum)]
     pub(crate) kv_dtype: Option<KvChoice>,
-    /// Threads [default: one a core, within affinity mask and CPU quota].
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(crate) threads: Option<u16>,
     /// Prompt tokens that one forward computes at most, over all sequences [default: 512]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     pub(crate) prefill_chunk: Option<NonZeroUsize>,
@@ -43,6 +41,8 @@ pub(crate) struct EngineArgs {
     pub(crate) kv: KvArgs,
     #[command(flatten)]
     pub(crate) operators: OperatorArgs,
+    #[command(flatten)]
+    pub(crate) platform: PlatformArgs,
 }
 
 /// Which backends compute the operators.
@@ -81,7 +81,11 @@ impl EngineArgs {
             WeightChoice::F32 => DType::F32,
             WeightChoice::Auto | WeightChoice::Bf16 => DType::Bf16,
         };
-        let mut config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
+        let mut config = EngineConfig::on_cores(dtype, &self.platform.cores(env))?;
+        config.prefill_threads = self.platform.prefill_threads.map(usize::from);
+        config.decode_threads = self.platform.decode_threads.map(usize::from);
+        config.numa_memory = self.platform.numa_memory.into();
+        config.load.placement.hugepages = self.platform.hugepages.into();
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);
         config.batching.kv_memory = self.kv_memory;
@@ -102,6 +106,11 @@ impl EngineArgs {
 }
 
 impl OperatorArgs {
+    /// Whether a flag names a backend.
+    pub(crate) const fn is_given(&self) -> bool {
+        self.op_config.is_some() || !self.op.is_empty()
+    }
+
     /// The backends of the environment, with those of the flags in their place.
     fn apply(&self, mut operators: OperatorConfig) -> Result<OperatorConfig, ConfigError> {
         if let Some(json) = &self.op_config {

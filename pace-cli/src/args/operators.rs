@@ -60,9 +60,12 @@ pub(crate) struct JitDumpArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   pace-cli plan
-  pace-cli plan -m random:llama-1b --threads 2
-  pace-cli plan -m ./SmolLM2 --force --format json")]
+  pace-cli plan random:llama-1b --threads 2
+  pace-cli plan ./SmolLM2 --force --format json")]
 pub(crate) struct PlanArgs {
+    /// The model, in place of --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub(crate) name: Option<String>,
     /// Measure again what was measured before.
     #[arg(long)]
     pub(crate) force: bool,

@@ -139,6 +139,8 @@ fn to_json(session: &Session, prompt: &[u32], answer: &Answer) -> Value {
         "seed": finish.seed,
         "threads": info.threads,
         "operators": operators::to_json(&info.operators),
+        "demotions": operators::demotions(info),
+        "bit_equal": info.bit_equal,
         "prefill_steps": finish.prefill_steps,
         "kv_cache": {
             "kind": finish.kv.kind,

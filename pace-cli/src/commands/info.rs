@@ -10,7 +10,7 @@ use pace_runtime::config::Env;
 use pace_runtime::kv_cache::{KvCacheKind, KvConfig, KvShape};
 use serde_json::{Value, json};
 
-use crate::args::{EngineArgs, Format, InfoArgs};
+use crate::args::{EngineArgs, Format, InfoArgs, PlatformArgs};
 use crate::operators;
 use crate::output::{self, bytes, count};
 use crate::session::open;
@@ -22,7 +22,7 @@ const KV: DType = DType::Bf16;
 pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
     let engine = EngineArgs {
         dtype: args.dtype,
-        threads: args.threads,
+        platform: PlatformArgs { threads: args.threads, ..PlatformArgs::default() },
         operators: args.operators.clone(),
         ..EngineArgs::default()
     };
@@ -40,10 +40,13 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
         }
         Format::Text => {
             let mut out = to_text(&files);
-            let bits = operators::bits(chosen, bit_equal);
+            let bits = operators::expected_bits(chosen, bit_equal);
             let _ = writeln!(out, "{:<15}{}", "operators", operators::to_text(chosen));
             let _ =
                 writeln!(out, "{:<15}{}\n{:<15}{bits}", "chosen by", operators::chosen_by_text(chosen), "");
+            if let Some(meaning) = operators::meaning(chosen) {
+                let _ = writeln!(out, "{:<15}{meaning}", "");
+            }
             output::stream(&out)?;
         }
     }

@@ -29,6 +29,11 @@ pub(crate) fn run(env: &Env, args: &JitArgs) -> Result<()> {
 /// The instructions of a kernel.
 fn disassemble(env: &Env, args: &JitDumpArgs, key: &str) -> Result<()> {
     let kernels = args.engine.config(env)?.kernels()?;
+    let (needed, actual) =
+        (Jit::requires(key).map_err(JitError::from).map_err(RuntimeError::from)?, kernels.isa());
+    if actual < needed {
+        return Err(RuntimeError::from(JitError::Isa { needed, actual }).into());
+    }
     let jit = Jit::new(kernels, JitCapacity::default()).map_err(RuntimeError::from)?;
     let text = jit.dump(key).map_err(RuntimeError::from)?;
     match args.format {
@@ -45,10 +50,10 @@ fn disassemble(env: &Env, args: &JitDumpArgs, key: &str) -> Result<()> {
 fn list(env: &Env, args: &JitDumpArgs) -> Result<()> {
     let mut config = args.engine.config(env)?;
     let kernels = config.kernels()?;
-    // Without generated code the rest would only take time.
-    Jit::new(kernels, JitCapacity::default()).map_err(RuntimeError::from)?;
     let files = open(env, args.engine.model.as_deref())?;
     set_jit(&mut config, files.spec())?;
+    // Without generated code the rest would only take time.
+    config.choose(files.spec())?;
     let session = Session::with(files, config)?;
     let spec = session.files.spec();
     let vocab = u32::try_from(spec.vocab_size).unwrap_or(u32::MAX);
@@ -72,7 +77,8 @@ fn list(env: &Env, args: &JitDumpArgs) -> Result<()> {
 
 /// Gives every operator that was left to `auto` generated code, if there is any for its shape and type.
 fn set_jit(config: &mut EngineConfig, spec: &DecoderSpec) -> Result<()> {
-    let build = config.load.build_cx(config.kernels()?);
+    let kernels = config.kernels()?;
+    let build = config.load.build_cx(kernels);
     let (mut some, mut refused) = (false, None);
     for shape in config.operator_shapes(spec) {
         let op = shape.op;
@@ -88,6 +94,9 @@ fn set_jit(config: &mut EngineConfig, spec: &DecoderSpec) -> Result<()> {
         Some(OpError::Unavailable { .. }) if config.isa < Isa::Avx512Bf16 => {
             let missing = JitError::Isa { needed: Isa::Avx512Bf16, actual: config.isa };
             Err(RuntimeError::from(missing).into())
+        }
+        Some(OpError::Unavailable { .. }) if let Err(error) = Jit::new(kernels, JitCapacity::default()) => {
+            Err(RuntimeError::from(error).into())
         }
         Some(error) => Err(Usage(error.to_string()).into()),
         None => Ok(()),

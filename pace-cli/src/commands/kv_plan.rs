@@ -73,7 +73,7 @@ fn to_json(report: &Report) -> Value {
         "layers": report.shape.n_layers,
         "kv_heads": report.shape.n_kv_heads,
         "head_dim": report.shape.layout.head_dim(),
-        "dtype": report.shape.layout.dtype().name(),
+        "dtype": report.shape.layout.dtype().to_string(),
         "copy_bytes_per_second": report.cost.copy_rate,
         "candidates": report.candidates.iter().map(candidate).collect::<Vec<_>>(),
         "choice": candidate(&report.choice),
@@ -107,7 +107,7 @@ fn to_text(report: &Report) -> String {
         shape.n_layers,
         shape.n_kv_heads,
         shape.layout.head_dim(),
-        shape.layout.dtype().name(),
+        shape.layout.dtype(),
         bytes(report.cost.copy_rate as usize),
         table(rows)
     )

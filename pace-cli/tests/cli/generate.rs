@@ -30,6 +30,8 @@ fn the_json_object_has_the_documented_keys_and_types() {
         "seed",
         "threads",
         "operators",
+        "demotions",
+        "bit_equal",
         "prefill_steps",
         "kv_cache",
         "timings",

@@ -85,7 +85,10 @@ fn kv_plan_shows_what_it_chose_and_among_what() {
     let text = pace(&args[..args.len() - 2]);
     assert!(text.text().contains("chosen") && text.text().contains("4 sequences of 2048 tokens"));
     let given = json(&pace(&[&args[..], &["--bmc-splits", "3", "--bmc-grow", "copy"]].concat()));
-    assert_eq!((&given["choice"]["splits"], &given["choice"]["grow"]), (&Value::from(3), &Value::from("copy")));
+    assert_eq!(
+        (&given["choice"]["splits"], &given["choice"]["grow"]),
+        (&Value::from(3), &Value::from("copy"))
+    );
     pace(&["kv-plan", "-m", "random:tiny", "--length", "513"]).assert_refused(2, &["--length", "512"]);
 }
 

@@ -145,7 +145,9 @@ fn info_says_what_a_model_would_be_computed_with() {
     );
     assert_eq!(info(&["--op", "norm=native"])["bit_equal"], true, "norms are computed row by row");
     let text = |args: &[&str]| pace(&[&["info", "random:llama-1b"], args].concat()).text().to_owned();
-    for part in ["operators      tpp: norm, qkv_projection", "flash: attention", "whatever the batch: yes"] {
+    for part in
+        ["operators      tpp: norm, qkv_projection", "flash: attention", "yes, unless a backend fails"]
+    {
         assert!(text(&[]).contains(part), "{part}: {}", text(&[]));
     }
     let mixed = text(&["--op", "mlp=native", "--op", "lm_head=native", "--op", "norm=native"]);
@@ -163,9 +165,13 @@ fn results_say_what_computed_them() {
     let operators = ["norm", "qkv_projection", "rope", "attention", "out_projection", "mlp", "lm_head"];
     assert!(operators.iter().all(|op| out["operators"][op].is_string()), "{out}");
     assert_eq!((&out["operators"]["mlp"], &out["operators"]["norm"]), (&"native".into(), &"tpp".into()));
-    let bench = ["bench", "-m", "random:tiny", "-p", "4", "-n", "0", "-r", "1", "-o", "json"];
-    let out = json(&pace(&[&bench[..], &["--op", "mlp=native"]].concat()));
+    assert_eq!((&out["bit_equal"], &out["demotions"]), (&false.into(), &serde_json::json!([])));
+    let bench = ["bench", "-m", "random:tiny", "-p", "4", "-n", "0", "-r", "1", "--op", "mlp=native"];
+    let out = json(&pace(&[&bench[..], &["-o", "json"]].concat()));
     assert_eq!(out[0]["op_config"], "mlp=native");
+    assert_eq!((&out[0]["bit_equal"], &out[0]["demotions"]), (&false.into(), &serde_json::json!([])));
+    let text = pace(&bench);
+    assert!(text.text().contains("the batch: no: NATIVE computes attention, mlp\n"), "{}", text.text());
 }
 
 #[test]
@@ -174,7 +180,10 @@ fn a_plan_is_measured_once_and_then_used() {
     let call = |args: &[&str]| Call::new(args).env("PACE_CACHE", arg(cache.path())).run();
     let plan = ["plan", "-m", "random:tiny", "-t", "1", "--dtype", "f32"];
     let out = json(&call(&[&plan[..], &["--format", "json"]].concat()));
-    assert_eq!(keys(&out), ["model", "machine", "file", "measured_shapes", "entries", "bit_equal"]);
+    assert_eq!(
+        keys(&out),
+        ["model", "machine", "file", "saved", "measured_shapes", "entries", "operators", "bit_equal"]
+    );
     assert_eq!((&out["measured_shapes"], &out["machine"]["threads"]), (&7.into(), &1.into()));
     let entries = out["entries"].as_array().unwrap();
     assert_eq!(entries.len(), 7 * 3);
@@ -194,6 +203,10 @@ fn a_plan_is_measured_once_and_then_used() {
             .collect::<Vec<_>>()
     };
     assert_eq!((&again["measured_shapes"], choices(&again)), (&0.into(), choices(&out)));
+    let set = ["plan", "random:tiny", "-t", "1", "--dtype", "f32", "--op", "mlp=native"];
+    let text = call(&set);
+    assert!(text.text().contains("set by flag or environment; measured best: tpp"), "{}", text.text());
+    call(&[&plan[..], &["--op", "mlp=jit", "--force"]].concat()).assert_refused(2, &["`jit` for f32"]);
     let text = call(&plan);
     for part in ["operator", "of the limit", "mlp", ">16", "--force measures again", "whatever the batch"] {
         assert!(text.text().contains(part), "{part}: {}", text.text());
@@ -215,8 +228,28 @@ fn the_plan_decides(file: &std::path::Path, call: &dyn Fn(&[&str]) -> super::com
     let info = call(&["info", "random:tiny", "-t", "1", "--dtype", "f32"]);
     assert!(info.text().contains("chosen by      plan: norm"), "{}", info.text());
     assert_eq!(json(&run(&["--op", "mlp=tpp"]))["operators"]["mlp"], "tpp", "flags go before the plan");
+    for entry in stored["plan"]["entries"].as_array_mut().unwrap() {
+        entry["choice"] = "jit".into();
+    }
+    std::fs::write(file, stored.to_string()).unwrap();
+    let out = run(&[]);
+    assert_eq!(json(&out)["operators"]["mlp"], "tpp", "there is no generated code for f32");
+    assert!(out.stderr.contains("the plan's jit is not for here"), "{}", out.stderr);
+    let again = call(&["plan", "random:tiny", "-t", "1", "--dtype", "f32", "--format", "json"]);
+    assert_eq!(json(&again)["measured_shapes"], 7, "what cannot be used counts as missing");
     std::fs::write(file, "{").unwrap();
     let out = run(&[]);
     assert_eq!(json(&out)["operators"]["mlp"], "tpp");
     assert!(out.stderr.contains(file.to_str().unwrap()), "{}", out.stderr);
+}
+
+#[test]
+fn a_plan_without_a_place_is_refused_before_it_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let args = ["plan", "random:llama-1b", "-t", "1"];
+    let out = Call::new(&args).env("PACE_CACHE", arg(&file)).run();
+    out.assert_refused(4, &[file.to_str().unwrap()]);
+    pace(&["plan", "random:tiny", "-m", "random:tiny"]).assert_refused(2, &["cannot be used with"]);
 }

@@ -11,9 +11,7 @@ use super::sums::Ends;
 use super::tile::{MAX_ROWS, TileArgs, TileKind};
 use super::{Product, Task};
 use crate::jit::{EpilogueArgs, Operands, Tile, TileEpilogue, TileKey};
-use crate::{
-    ActMut, ActRef, DType, Epilogue, GemmCx, Jit, JitError, MatMut, MatRef, WeightFormat, WeightSlice,
-};
+use crate::{ActMut, ActRef, DType, Epilogue, GemmCx, Jit, JitError, WeightFormat, WeightSlice};
 
 impl Jit {
     /// As [`Kernels::gemm`](crate::Kernels::gemm), bit for bit, by tiles that are generated for the
@@ -33,59 +31,8 @@ impl Jit {
         c: ActMut<'_>,
         epilogue: &Epilogue<'_>,
     ) -> Result<(), JitError> {
-        self.product(cx, a, w.into(), Ends::Result { start: None, c }, epilogue)
-    }
-
-    /// As [`Kernels::gemm_partial`](crate::Kernels::gemm_partial), bit for bit.
-    ///
-    /// # Errors
-    /// As [`gemm`](Self::gemm).
-    ///
-    /// # Panics
-    /// As `Kernels::gemm_partial`.
-    pub fn gemm_partial<'w>(
-        &self,
-        cx: &GemmCx<'_>,
-        a: ActRef<'_>,
-        w: impl Into<WeightSlice<'w>>,
-        sums: MatMut<'_, f32>,
-        resume: bool,
-    ) -> Result<(), JitError> {
-        self.product(cx, a, w.into(), Ends::Sums { sums, resume }, &Epilogue::default())
-    }
-
-    /// As [`Kernels::gemm_resume`](crate::Kernels::gemm_resume), bit for bit.
-    ///
-    /// # Errors
-    /// As [`gemm`](Self::gemm).
-    ///
-    /// # Panics
-    /// As `Kernels::gemm_resume`.
-    pub fn gemm_resume<'w>(
-        &self,
-        cx: &GemmCx<'_>,
-        a: ActRef<'_>,
-        w: impl Into<WeightSlice<'w>>,
-        sums: MatRef<'_, f32>,
-        c: ActMut<'_>,
-        epilogue: &Epilogue<'_>,
-    ) -> Result<(), JitError> {
-        self.product(cx, a, w.into(), Ends::Result { start: Some(sums), c }, epilogue)
-    }
-
-    fn product(
-        &self,
-        cx: &GemmCx<'_>,
-        a: ActRef<'_>,
-        w: WeightSlice<'_>,
-        ends: Ends<'_>,
-        epilogue: &Epilogue<'_>,
-    ) -> Result<(), JitError> {
-        super::with_product(self.kernels(), cx, a, w, ends, epilogue, |mut product, ends| {
-            let out = match &ends {
-                Ends::Result { c, .. } => Some(c.dtype()),
-                Ends::Sums { .. } => None,
-            };
+        let (out, ends) = (c.dtype(), Ends::Result { start: None, c });
+        super::with_product(self.kernels(), cx, a, w.into(), ends, epilogue, |mut product, ends| {
             product.generated = Generated::new(self, &product, out)?;
             product.run(cx, &ends);
             Ok(())
@@ -101,8 +48,8 @@ pub(super) struct Generated {
 }
 
 impl Generated {
-    /// None if there is nothing to multiply. `out` is what the epilogue stores, if there is one.
-    fn new(jit: &Jit, product: &Product<'_>, out: Option<DType>) -> Result<Option<Self>, JitError> {
+    /// None if there is nothing to multiply. `out` is what the epilogue stores.
+    fn new(jit: &Jit, product: &Product<'_>, out: DType) -> Result<Option<Self>, JitError> {
         let mut this = Self { tiles: Default::default() };
         if product.panels.steps() == 0 {
             return Ok(None);
@@ -122,7 +69,7 @@ impl Generated {
         &mut self,
         jit: &Jit,
         product: &Product<'_>,
-        out: Option<DType>,
+        out: DType,
         last: bool,
         steps: &Range<usize>,
         rows: usize,
@@ -139,7 +86,7 @@ impl Generated {
         for (partial, tile) in self.tiles[rows - 1][usize::from(last)].iter_mut().enumerate() {
             if tile.is_none() && (partial == 0 || last) {
                 let cols = if partial == 1 { product.last_cols() } else { product.panels.result_width() };
-                let epilogue = out.filter(|_| last).map(|out| product.tile_epilogue(cols, out));
+                let epilogue = last.then(|| product.tile_epilogue(cols, out));
                 *tile = Some(jit.tile(&TileKey { epilogue, ..key })?);
             }
         }

@@ -20,22 +20,25 @@ pub struct WeightSlice<'a> {
 }
 
 impl PackedWeights {
+    /// Inputs that a [slice](Self::slice) starts at a multiple of: 64, or the format's group if that is larger.
+    pub fn input_unit(&self) -> usize {
+        match self.format() {
+            WeightFormat::Int8Group(group) => INPUTS.max(group),
+            _ => INPUTS,
+        }
+    }
+
     /// The weights of some outputs and inputs. `outputs` are columns of a product, `0..result_cols()`:
     /// of a [paired](crate::WeightLayout::Panels) matrix, these of the gate and of the up part.
     ///
     /// # Panics
     /// If the weights are not in panels, if a range does not lie in the matrix, or if it is cut where it
     /// cannot be: outputs between whole panels (multiples of the panel's width, half of it if paired) and
-    /// at the end, inputs at multiples of 64, or of the format's group if that is larger, and at the
-    /// end.
+    /// at the end, inputs at multiples of [`input_unit`](Self::input_unit) and at the end.
     pub fn slice(&self, outputs: Range<usize>, inputs: Range<usize>) -> WeightSlice<'_> {
         let panels = self.panels().expect("weights that are sliced are packed in panels");
-        let unit = match self.format() {
-            WeightFormat::Int8Group(group) => INPUTS.max(group),
-            _ => INPUTS,
-        };
         check_cuts("outputs", &outputs, panels.result_width(), self.result_cols());
-        check_cuts("inputs", &inputs, unit, self.k());
+        check_cuts("inputs", &inputs, self.input_unit(), self.k());
         WeightSlice {
             weights: self,
             first_output: outputs.start,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, DType, Epilogue, MatMut, MatRef, PackedWeights};
+use pace_kernels::{ActMut, ActRef, DType, Epilogue, MatMut, PackedWeights};
 
 use super::projection::{Finish, LinearBackend};
 use crate::OpCx;
@@ -55,26 +55,16 @@ fn rotate(
     angles: AngleTable<'_>,
     head_dim: usize,
     rotated: usize,
-    mut out: ActMut<'_>,
+    out: ActMut<'_>,
 ) {
     let (kernels, rows) = (cx.kernels, wide.rows());
-    let finish = |i: usize, row: &mut [f32], out: &mut ActMut<'_>, at: usize| {
-        angles.rotate_row(kernels, i, head_dim, &mut row[..rotated]);
-        store_row(kernels, row, out, at);
-    };
-    let mut wide = wide;
-    if rows == 1 {
-        return finish(0, wide.row_mut(0), &mut out, 0);
-    }
     let cuts = cx.row_cuts(rows);
-    let n = wide.cols();
-    let mut spare = cx.thread_scratch(n);
-    let wide: MatRef<'_, f32> = wide.as_ref();
-    cx.par.grid_act(out, cuts.as_slice(), n.max(1), &mut spare, |row, row_tile, _, mut tile| {
-        let first = cuts.as_slice()[row_tile];
-        for i in 0..tile.rows() {
-            row.copy_from_slice(wide.row(first + i));
-            finish(first + i, row, &mut tile, i);
+    cx.par.row_tiles_of_two(ActMut::F32(wide), out, cuts.as_slice(), |row_tile, wide, mut out| {
+        let ActMut::F32(mut wide) = wide else { unreachable!("it is f32") };
+        for i in 0..wide.rows() {
+            let row = wide.row_mut(i);
+            angles.rotate_row(kernels, cuts.as_slice()[row_tile] + i, head_dim, &mut row[..rotated]);
+            store_row(kernels, row, &mut out, i);
         }
     });
 }

@@ -7,10 +7,10 @@ use pace_kernels::{ActMut, ActRef, DType, PackedWeights};
 use super::native::NativeMatrix;
 use super::panels::PanelLinear;
 use crate::choice::ByClass;
-use crate::panels::{PanelGemm, require_panels};
+use crate::panels::{PanelGemm, require_panels_for};
 use crate::rope::AngleTable;
-use crate::self_test::{Mismatch, Sample};
-use crate::{Backend, BuildCx, Choice, MClass, OpCx, OpDType, OpError, OpShape, Operator, Work};
+use crate::self_test::{Mismatch, Sample, SelfTest};
+use crate::{Backend, BuildCx, Choice, OpCx, OpDType, OpError, OpShape, Operator, Work};
 
 /// How a projection's f32 result becomes its output, after the bias was added.
 #[derive(Clone, Copy)]
@@ -67,11 +67,7 @@ impl Projection {
         assert!(bias.as_ref().is_none_or(|b| b.len() == weights.n()), "one bias per output column");
         let shape = OpShape::matrix(op, weights.format().into(), weights.n(), weights.k());
         let choice = build.resolve(shape, choice)?;
-        for backend in MClass::ALL.map(|class| choice.of(class)) {
-            if backend != Backend::Native {
-                require_panels(op, backend, &weights, false)?;
-            }
-        }
+        require_panels_for(op, choice, &weights, false)?;
         let backends = ByClass::build(choice, |backend| matrix(build, &weights, backend));
         Ok(Self { shape, weights, bias, backends })
     }
@@ -79,11 +75,6 @@ impl Projection {
     /// Output columns.
     pub(crate) fn n(&self) -> usize {
         self.weights.n()
-    }
-
-    /// What tells this operator's measurements and tests from those of others.
-    pub(crate) const fn shape(&self) -> OpShape {
-        self.shape
     }
 
     /// `out = finish(a * W^T + bias)`.
@@ -101,7 +92,7 @@ impl Projection {
     }
 
     /// Runs the backend of every class and compares it with the reference.
-    pub(crate) fn self_test(&self, cx: &OpCx<'_>, finish: Finish<'_>) -> Result<(), Mismatch> {
+    fn self_test(&self, cx: &OpCx<'_>, finish: Finish<'_>) -> Result<(), Mismatch> {
         let native = NativeMatrix::new(Arc::clone(&self.weights));
         let sample = Sample::new(OpDType::from(self.weights.format()));
         let bias = self.bias.as_deref();
@@ -124,10 +115,31 @@ impl Projection {
     pub(crate) fn break_backends(&mut self) {
         self.backends.replace(|| Box::new(Broken));
     }
+}
 
-    /// Leaves the projection to the reference path.
-    pub(crate) fn set_native(&mut self) {
-        self.backends = ByClass::native(Box::new(NativeMatrix::new(Arc::clone(&self.weights))));
+/// An operator that is a projection and what becomes of its result.
+pub(crate) trait Projects {
+    fn projection(&self) -> &Projection;
+
+    fn projection_mut(&mut self) -> &mut Projection;
+
+    /// Calls `f` with what becomes of the result, on random angles where it is rotated.
+    fn with_finish<R>(&self, cx: &OpCx<'_>, f: impl FnOnce(Finish<'_>) -> R) -> R;
+}
+
+impl<T: Projects> SelfTest for T {
+    fn shape(&self) -> OpShape {
+        self.projection().shape
+    }
+
+    fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
+        self.with_finish(cx, |finish| self.projection().self_test(cx, finish))
+    }
+
+    fn set_native(&mut self) {
+        let projection = self.projection_mut();
+        let native = NativeMatrix::new(Arc::clone(&projection.weights));
+        projection.backends = ByClass::native(Box::new(native));
     }
 }
 

@@ -14,13 +14,10 @@
 
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActQuant, ActRef, Activation, Epilogue, GemmCx, MatMut, MatRef, WeightFormat};
+use pace_kernels::{ActMut, ActQuant, ActRef, Activation, Epilogue, GemmCx, MatMut, MatRef};
 
 use super::{MlpBackend, MlpWeights};
 use crate::{BuildCx, OpCx};
-
-/// Chunks begin at multiples of this, or of the weights' groups: where a packed matrix can be cut.
-const UNIT: usize = 64;
 
 /// A block has at least so many rows, so that each weight that is read serves them all.
 const MIN_ROWS: usize = 64;
@@ -34,31 +31,24 @@ pub(super) struct ImbpsMlp {
     act_quant: ActQuant,
     /// As many chunks as this; none: as many as the rows and the caches suggest.
     chunks: Option<usize>,
+    /// Bytes of the smallest last-level cache: every thread reads all of the intermediate rows.
     l3_bytes: usize,
 }
 
 impl ImbpsMlp {
     pub(super) const fn new(build: &BuildCx, weights: Arc<MlpWeights>, activation: Activation) -> Self {
-        let &BuildCx { act_quant, imbps_chunks: chunks, l3_bytes, .. } = build;
+        let &BuildCx { act_quant, imbps_chunks: chunks, smallest_l3: l3_bytes, .. } = build;
         Self { weights, activation, act_quant, chunks, l3_bytes }
-    }
-
-    /// Where chunks are cut: multiples of this.
-    fn unit(&self) -> usize {
-        match self.weights.down.format() {
-            WeightFormat::Int8Group(group) => UNIT.max(group),
-            _ => UNIT,
-        }
     }
 
     /// Intermediate dimensions of a chunk, the last one's excepted.
     fn chunk(&self, rows: usize, bytes: usize) -> usize {
         let ffn = self.weights.ffn();
         let chunks = self.chunks.unwrap_or_else(|| {
-            // Half of the last-level caches for the rows that a product goes through at once, half for the weights.
+            // Half of a last-level cache for the rows that a product goes through at once, half for the weights.
             (rows.min(PRODUCT_ROWS) * ffn * bytes).div_ceil((self.l3_bytes / 2).max(1))
         });
-        ffn.div_ceil(chunks.max(1)).next_multiple_of(self.unit()).min(ffn).max(1)
+        ffn.div_ceil(chunks.max(1)).next_multiple_of(self.weights.down.input_unit()).min(ffn).max(1)
     }
 
     /// Rows of a block: see the module.

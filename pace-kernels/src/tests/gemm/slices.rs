@@ -42,64 +42,35 @@ impl Tiles {
             Self::Generated(jit) => jit.gemm(cx, a, w, c, e).unwrap(),
         }
     }
+}
 
-    fn partial(
-        &self,
-        cx: &GemmCx<'_>,
-        a: ActRef<'_>,
-        w: WeightSlice<'_>,
-        sums: MatMut<'_, f32>,
-        resume: bool,
-    ) {
-        match self {
-            Self::Table(kernels) => kernels.gemm_partial(cx, a, w, sums, resume),
-            Self::Generated(jit) => jit.gemm_partial(cx, a, w, sums, resume).unwrap(),
+/// The product in parts that end at `cuts`, the last one being k, in the columns `outputs` of `c`.
+fn in_parts(
+    kernels: Kernels,
+    cx: &GemmCx<'_>,
+    a: ActRef<'_>,
+    w: &PackedWeights,
+    outputs: Range<usize>,
+    cuts: &[usize],
+    mut c: ActMut<'_>,
+    e: &Epilogue<'_>,
+) {
+    let (m, n) = (a.rows(), outputs.len());
+    // Sums that are not written yet must not matter, nor what lies between the rows.
+    let mut sums = vec![f32::NAN; m * (n + 3)];
+    let mut start = 0;
+    for &end in cuts {
+        let (a, w) = (a.cols_range(start..end), w.slice(outputs.clone(), start..end));
+        let mut sums = MatMut::with_stride(&mut sums, m, n, n + 3);
+        match (start, end == *cuts.last().unwrap()) {
+            (0, true) => kernels.gemm(cx, a, w, c.rb_mut(), e),
+            (_, true) => kernels.gemm_resume(cx, a, w, sums.as_ref(), c.rb_mut(), e),
+            (_, false) => kernels.gemm_partial(cx, a, w, sums.rb_mut(), start > 0),
         }
+        start = end;
     }
-
-    fn resume(
-        &self,
-        cx: &GemmCx<'_>,
-        a: ActRef<'_>,
-        w: WeightSlice<'_>,
-        sums: MatRef<'_, f32>,
-        c: ActMut<'_>,
-        e: &Epilogue<'_>,
-    ) {
-        match self {
-            Self::Table(kernels) => kernels.gemm_resume(cx, a, w, sums, c, e),
-            Self::Generated(jit) => jit.gemm_resume(cx, a, w, sums, c, e).unwrap(),
-        }
-    }
-
-    /// The product in parts that end at `cuts`, the last one being k, in the columns `outputs` of `c`.
-    fn in_parts(
-        &self,
-        cx: &GemmCx<'_>,
-        a: ActRef<'_>,
-        w: &PackedWeights,
-        outputs: Range<usize>,
-        cuts: &[usize],
-        mut c: ActMut<'_>,
-        e: &Epilogue<'_>,
-    ) {
-        let (m, n) = (a.rows(), outputs.len());
-        // Sums that are not written yet must not matter, nor what lies between the rows.
-        let mut sums = vec![f32::NAN; m * (n + 3)];
-        let mut start = 0;
-        for &end in cuts {
-            let (a, w) = (a.cols_range(start..end), w.slice(outputs.clone(), start..end));
-            let mut sums = MatMut::with_stride(&mut sums, m, n, n + 3);
-            match (start, end == *cuts.last().unwrap()) {
-                (0, true) => self.gemm(cx, a, w, c.rb_mut(), e),
-                (_, true) => self.resume(cx, a, w, sums.as_ref(), c.rb_mut(), e),
-                (_, false) => self.partial(cx, a, w, sums.rb_mut(), start > 0),
-            }
-            start = end;
-        }
-        let between = sums.chunks(n + 3).flat_map(|row| &row[n..]);
-        assert!(between.into_iter().all(|x| x.is_nan()), "written between the rows");
-    }
+    let between = sums.chunks(n + 3).flat_map(|row| &row[n..]);
+    assert!(between.into_iter().all(|x| x.is_nan()), "written between the rows");
 }
 
 /// Inputs that a slice of this format starts at a multiple of.
@@ -150,12 +121,12 @@ proptest! {
             Epilogue { bias: with_bias.then_some(&bias[..]), activation, accumulate, multiply: None };
         let cx = GemmCx { par: Par::seq(), scratch: &Scratch::new(), act_quant: ActQuant::Groups };
         let cuts = cuts(k, unit(format), &picks);
-        for (kernels, tiles) in Tiles::all(format) {
+        for kernels in tiers() {
             let mut want = noise_vec(seed ^ 2, m * n);
             let mut got = want.clone();
             kernels.gemm(&cx, a, &w, ActMut::F32(MatMut::new(&mut want, m, n)), &epilogue);
             let c = ActMut::F32(MatMut::new(&mut got, m, n));
-            tiles.in_parts(&cx, a, &w, 0..n, &cuts, c, &epilogue);
+            in_parts(kernels, &cx, a, &w, 0..n, &cuts, c, &epilogue);
             assert_bits(&got, &want, format_args!("{kernels:?} {format} {m}x{n}x{k} at {cuts:?}"));
         }
     }
@@ -217,13 +188,11 @@ fn deep_parts_give_the_bits_of_the_whole() {
             let a = noise_vec(3, m * k);
             let a = ActRef::F32(MatRef::new(&a, m, k));
             let cx = GemmCx { par: pool.par(), scratch: &Scratch::new(), act_quant: ActQuant::Groups };
-            for (kernels, tiles) in
-                Tiles::all(format).filter(|(kernels, _)| kernels.isa() >= crate::Isa::Avx2)
-            {
+            for kernels in tiers().filter(|kernels| kernels.isa() >= crate::Isa::Avx2) {
                 let (mut want, mut got) = (vec![0.0; m * n], vec![0.0; m * n]);
                 kernels.gemm(&cx, a, &w, ActMut::F32(MatMut::new(&mut want, m, n)), &epilogue);
                 let c = ActMut::F32(MatMut::new(&mut got, m, n));
-                tiles.in_parts(&cx, a, &w, 0..n, &cuts, c, &epilogue);
+                in_parts(kernels, &cx, a, &w, 0..n, &cuts, c, &epilogue);
                 assert_bits(&got, &want, format_args!("{kernels:?} {format} {m} rows"));
             }
         }
@@ -242,7 +211,7 @@ fn an_mlp_in_chunks_gives_the_bits_of_the_whole() {
         let cx = GemmCx { par: Par::seq(), scratch: &Scratch::new(), act_quant: ActQuant::Groups };
         let gate = Epilogue { activation: Some(Activation::Silu), ..Epilogue::default() };
         let residual = Epilogue { accumulate: true, ..Epilogue::default() };
-        for (kernels, tiles) in Tiles::all(format) {
+        for kernels in tiers() {
             let mut middle = vec![bf16::NAN; m * inner];
             let mut want: Vec<_> = noise_vec(4, m * hidden).into_iter().map(bf16::from_f32).collect();
             let mut got = want.clone();
@@ -255,14 +224,14 @@ fn an_mlp_in_chunks_gives_the_bits_of_the_whole() {
                 let part = start..inner.min(start + unit(format));
                 let (len, last) = (part.len(), part.end == inner);
                 let c = ActMut::Bf16(MatMut::new(&mut chunk, m, len));
-                tiles.gemm(&cx, a, up.slice(part.clone(), 0..hidden), c, &gate);
+                kernels.gemm(&cx, a, up.slice(part.clone(), 0..hidden), c, &gate);
                 let (b, w) = (ActRef::Bf16(MatRef::new(&chunk, m, len)), down.slice(0..hidden, part));
                 let mut sums = MatMut::new(&mut sums, m, hidden);
                 if last {
                     let c = ActMut::Bf16(MatMut::new(&mut got, m, hidden));
-                    tiles.resume(&cx, b, w, sums.as_ref(), c, &residual);
+                    kernels.gemm_resume(&cx, b, w, sums.as_ref(), c, &residual);
                 } else {
-                    tiles.partial(&cx, b, w, sums.rb_mut(), start > 0);
+                    kernels.gemm_partial(&cx, b, w, sums.rb_mut(), start > 0);
                 }
             }
             assert_eq!(got, want, "{kernels:?} {format}");
@@ -278,16 +247,16 @@ fn no_inputs_add_nothing() {
         let a = noise_vec(2, m * k);
         let a = ActRef::F32(MatRef::new(&a, m, k));
         let cx = GemmCx { par: Par::seq(), scratch: &Scratch::new(), act_quant: ActQuant::Groups };
-        for (kernels, tiles) in Tiles::all(format) {
+        for kernels in tiers() {
             let (mut want, mut got, mut sums) = (vec![0.0; m * n], vec![1.0; m * n], vec![f32::NAN; m * n]);
             let epilogue = Epilogue::default();
             kernels.gemm(&cx, a, &w, ActMut::F32(MatMut::new(&mut want, m, n)), &epilogue);
             let mut sums = MatMut::new(&mut sums, m, n);
-            tiles.partial(&cx, a.cols_range(0..0), w.slice(0..n, 0..0), sums.rb_mut(), false);
-            tiles.partial(&cx, a, w.slice(0..n, 0..k), sums.rb_mut(), true);
-            tiles.partial(&cx, a.cols_range(k..k), w.slice(0..n, k..k), sums.rb_mut(), true);
+            kernels.gemm_partial(&cx, a.cols_range(0..0), w.slice(0..n, 0..0), sums.rb_mut(), false);
+            kernels.gemm_partial(&cx, a, w.slice(0..n, 0..k), sums.rb_mut(), true);
+            kernels.gemm_partial(&cx, a.cols_range(k..k), w.slice(0..n, k..k), sums.rb_mut(), true);
             let c = ActMut::F32(MatMut::new(&mut got, m, n));
-            tiles.resume(&cx, a.cols_range(0..0), w.slice(0..n, 64..64), sums.as_ref(), c, &epilogue);
+            kernels.gemm_resume(&cx, a.cols_range(0..0), w.slice(0..n, 64..64), sums.as_ref(), c, &epilogue);
             assert_bits(&got, &want, format_args!("{kernels:?} {format}"));
         }
     }
@@ -306,17 +275,17 @@ fn parts_stay_inside() {
                 (Guarded::filled(flush, m * (k - 7), 0.5f32), Guarded::filled(flush, m * 7, 0.5f32));
             let (head, tail) = (MatRef::new(&head, m, k - 7), MatRef::new(&tail, m, 7));
             let whole = vec![0.5; m * k];
-            for (kernels, tiles) in Tiles::all(format) {
+            for kernels in tiers() {
                 let mut want = vec![0.0; m * n];
                 let c = ActMut::F32(MatMut::new(&mut want, m, n));
                 kernels.gemm(&cx, ActRef::F32(MatRef::new(&whole, m, k)), &w, c, &Epilogue::default());
                 let (mut sums, mut got) =
                     (Guarded::filled(flush, m * n, f32::NAN), Guarded::filled(flush, m * n, f32::NAN));
                 let mut sums = MatMut::new(&mut sums, m, n);
-                tiles.partial(&cx, ActRef::F32(head), w.slice(0..n, 0..k - 7), sums.rb_mut(), false);
+                kernels.gemm_partial(&cx, ActRef::F32(head), w.slice(0..n, 0..k - 7), sums.rb_mut(), false);
                 let c = ActMut::F32(MatMut::new(&mut got, m, n));
                 let last = w.slice(0..n, k - 7..k);
-                tiles.resume(&cx, ActRef::F32(tail), last, sums.as_ref(), c, &Epilogue::default());
+                kernels.gemm_resume(&cx, ActRef::F32(tail), last, sums.as_ref(), c, &Epilogue::default());
                 assert_bits(&got, &want, format_args!("{kernels:?} {format} {m} rows {flush:?}"));
             }
         }
