@@ -75,7 +75,7 @@ fn candidates(length: usize) -> Vec<Candidate> {
         .map(|kind| (kind.name().to_owned(), kind.into()))
         .to_vec();
     for grow in [BmcGrow::Commit, BmcGrow::Copy] {
-        let auto = KvConfig { kind: KvCacheKind::Bmc, bmc: BmcConfig { grow, ..BmcConfig::default() } };
+        let auto = KvConfig { bmc: BmcConfig { grow, ..BmcConfig::default() }, ..KvCacheKind::Bmc.into() };
         let name = if grow == BmcGrow::Commit { "auto".to_owned() } else { "auto, copy".to_owned() };
         all.push((name, auto.calibrated()));
         for growth in [BmcGrowth::Doubling, BmcGrowth::Linear] {
@@ -89,7 +89,7 @@ fn candidates(length: usize) -> Vec<Candidate> {
                         ..BmcConfig::default()
                     };
                     let name = format!("{splits} {}, {}", growth.name(), grow.name());
-                    all.push((name, KvConfig { kind: KvCacheKind::Bmc, bmc }));
+                    all.push((name, KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() }));
                 }
             }
         }

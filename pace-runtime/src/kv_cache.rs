@@ -12,7 +12,7 @@ mod schedule;
 
 use std::fmt;
 
-use pace_kernels::{Buffer, DType, KV_BLOCK, KvLayout};
+use pace_kernels::{Buffer, DType, KV_BLOCK, KvLayout, Placement};
 use pace_models::DecoderSpec;
 use pace_ops::{KvCache, KvError};
 
@@ -75,6 +75,9 @@ pub struct KvConfig {
     pub kind: KvCacheKind,
     /// Settings of one kind.
     pub bmc: BmcConfig,
+    /// Where their memory lies. Unless it says always or never, a cache that grows lies in huge pages if it is 16 MiB or
+    /// longer in the end.
+    pub placement: Placement,
 }
 
 /// The shape of a cache.
@@ -141,19 +144,19 @@ impl KvConfig {
     /// There is no memory, or [`check`](Self::check) fails.
     pub fn build(&self, shape: KvShape) -> Result<Box<dyn KvCache>, KvError> {
         self.check(shape.max_len)?;
-        let cache = PartedKvCache::new(self.kind, shape, self.schedule(&shape), self.grow())?;
+        let cache = PartedKvCache::new(self, shape, self.schedule(&shape))?;
         Ok(Box::new(cache))
     }
 
     /// Bytes that a cache of this shape comes to hold at most, what is there twice during a copy included.
     pub fn peak_bytes(&self, shape: &KvShape) -> usize {
-        self.schedule(shape).peak_bytes(shape, self.kind, self.grow())
+        self.schedule(shape).peak_bytes(shape, self.kind, self.grow(), self.placement)
     }
 
     /// What the settings that BMC can have would cost a batch of sequences of this shape, and which of them is taken
     /// where none is given.
     pub fn table(&self, shape: &KvShape, workload: KvWorkload) -> KvPlanTable {
-        KvPlanTable::new(&self.bmc, shape, workload)
+        KvPlanTable::new(self, shape, workload)
     }
 
     fn schedule(&self, shape: &KvShape) -> Schedule {
@@ -182,7 +185,7 @@ impl KvConfig {
 
 impl From<KvCacheKind> for KvConfig {
     fn from(kind: KvCacheKind) -> Self {
-        Self { kind, bmc: BmcConfig::default() }
+        Self { kind, ..Self::default() }
     }
 }
 

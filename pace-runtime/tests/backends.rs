@@ -264,7 +264,7 @@ fn caches() -> Vec<KvConfig> {
     for grow in [BmcGrow::Copy, BmcGrow::Commit] {
         for (splits, growth) in [(4, BmcGrowth::Doubling), (3, BmcGrowth::Linear), (540, BmcGrowth::Linear)] {
             let bmc = BmcConfig { splits: Some(splits), growth: Some(growth), grow, ..BmcConfig::default() };
-            all.push(KvConfig { kind: KvCacheKind::Bmc, bmc });
+            all.push(KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() });
         }
     }
     all

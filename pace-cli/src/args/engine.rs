@@ -9,6 +9,7 @@ use pace_kernels::DType;
 use pace_ops::{ConfigError, OperatorConfig};
 use pace_runtime::EngineConfig;
 use pace_runtime::config::Env;
+use pace_runtime::kv_cache::KvConfig;
 use pace_runtime::plan_store::{self, PlanKey};
 
 use super::KvArgs;
@@ -89,7 +90,7 @@ impl EngineArgs {
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);
         config.batching.kv_memory = self.kv_memory;
-        config.kv_cache = self.kv.config(env)?;
+        config.kv_cache = KvConfig { placement: config.load.placement, ..self.kv.config(env)? };
         config.load.operators = self.operators.apply(env.operators).map_err(|e| Usage(e.to_string()))?;
         config.load.panel_width = env.panel_width;
         config.load.imbps_chunks = env.imbps_chunks;

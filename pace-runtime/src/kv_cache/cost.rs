@@ -10,7 +10,7 @@ use pace_kernels::{Buffer, KV_BLOCK, Placement};
 
 use super::region::{committed_bytes, layer_bytes};
 use super::schedule::{Schedule, copied_bytes};
-use super::{BmcConfig, BmcGrow, BmcGrowth, KvShape};
+use super::{BmcConfig, BmcGrow, BmcGrowth, KvConfig, KvShape};
 
 /// Memory held by the bytes in use, both averaged over the life of a sequence, that is accepted for less time.
 const SPARE_LIMIT: f64 = 1.25;
@@ -98,35 +98,19 @@ impl Default for KvCostModel {
 
 impl KvPlanTable {
     /// The candidates that `config` leaves open, for sequences of `shape`.
-    pub(super) fn new(config: &BmcConfig, shape: &KvShape, workload: KvWorkload) -> Self {
-        let root = shape.max_len.isqrt();
-        let mut splits: Vec<usize> =
-            SPLITS.into_iter().chain([root]).map(|n| n.min(shape.max_len).max(1)).collect();
-        if let Some(given) = config.splits {
-            splits = vec![given];
-        }
-        splits.sort_unstable();
-        splits.dedup();
-        let growths = match (config.growth, config.splits) {
-            (Some(growth), _) => vec![growth],
-            (None, Some(_)) => vec![BmcGrowth::default()],
-            (None, None) => vec![BmcGrowth::Doubling, BmcGrowth::Linear],
-        };
-        let candidates: Vec<_> = growths
-            .into_iter()
-            .flat_map(|growth| splits.iter().map(move |&splits| (growth, splits)))
-            .map(|(growth, splits)| {
-                KvCandidate::new(&config.cost, shape, workload, growth, splits, config.grow.effective())
-            })
-            .collect();
+    pub(super) fn new(config: &KvConfig, shape: &KvShape, workload: KvWorkload) -> Self {
+        let cx = Life { config, shape, workload };
+        let candidates = growths(&config.bmc).iter().flat_map(|&growth| {
+            splits(&config.bmc, shape.max_len).into_iter().map(move |splits| cx.candidate(growth, splits))
+        });
+        let candidates: Vec<_> = candidates.collect();
         // Within the limit memory is as good as any other; beyond it, it decides.
-        let key = |c: &KvCandidate| (c.spare_ratio.max(SPARE_LIMIT), c.seconds);
-        let less = |a: &KvCandidate, b: &KvCandidate| {
+        let key = |i: usize| (candidates[i].spare_ratio.max(SPARE_LIMIT), candidates[i].seconds);
+        let chosen = (0..candidates.len()).min_by(|&a, &b| {
             let (a, b) = (key(a), key(b));
             a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
-        };
-        let chosen = (0..candidates.len()).min_by(|&a, &b| less(&candidates[a], &candidates[b])).unwrap_or(0);
-        Self { candidates, chosen }
+        });
+        Self { chosen: chosen.unwrap_or(0), candidates }
     }
 
     /// The one that is taken.
@@ -135,59 +119,100 @@ impl KvPlanTable {
     }
 }
 
-impl KvCandidate {
-    /// Follows a batch of sequences, token by token, to its expected length.
-    fn new(
-        cost: &KvCostModel,
-        shape: &KvShape,
-        workload: KvWorkload,
-        growth: BmcGrowth,
-        splits: usize,
-        grow: BmcGrow,
-    ) -> Self {
-        let end = workload.expected_len.min(shape.max_len);
-        let (mut allocations, mut copied_blocks, mut peak) = (0, 0, 0);
-        // Sums over the tokens: of bytes held and of ends of runs.
-        let (mut held_sum, mut run_ends) = (0.0, 0.0);
+/// Ways to grow that the settings leave open.
+fn growths(config: &BmcConfig) -> &'static [BmcGrowth] {
+    match (config.growth, config.splits) {
+        (Some(BmcGrowth::Linear), _) => &[BmcGrowth::Linear],
+        (Some(BmcGrowth::Doubling), _) | (None, Some(_)) => &[BmcGrowth::Doubling],
+        (None, None) => &[BmcGrowth::Doubling, BmcGrowth::Linear],
+    }
+}
+
+/// Numbers of allocations that the settings leave open, for sequences of up to `max_len` tokens.
+fn splits(config: &BmcConfig, max_len: usize) -> Vec<usize> {
+    if let Some(given) = config.splits {
+        return vec![given];
+    }
+    let all = SPLITS.into_iter().chain([max_len.isqrt()]);
+    let mut all: Vec<usize> = all.map(|n| n.min(max_len).max(1)).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// A batch of sequences that grow to their expected length, token by token.
+#[derive(Clone, Copy)]
+struct Life<'a> {
+    config: &'a KvConfig,
+    shape: &'a KvShape,
+    workload: KvWorkload,
+}
+
+/// What becomes of one sequence.
+#[derive(Default)]
+struct Course {
+    allocations: usize,
+    /// Blocks of each layer and head that were copied.
+    copied_blocks: usize,
+    peak_bytes: usize,
+    /// Sum over the tokens: bytes held.
+    held: f64,
+    /// Sum over the tokens: where a head's run ends and another begins.
+    run_ends: f64,
+}
+
+impl Life<'_> {
+    fn candidate(self, growth: BmcGrowth, splits: usize) -> KvCandidate {
+        let Self { config, shape, workload } = self;
+        let (cost, batch, end) = (&config.bmc.cost, workload.batch, self.end());
+        let course = self.course(Schedule::new(shape.max_blocks(), splits, growth));
+        let heads = shape.n_layers * shape.n_kv_heads;
+        let token = shape.layout.block_bytes() as f64 / KV_BLOCK as f64 * heads as f64;
+        let mean = course.held / end.max(1) as f64;
+        let bytes_copied = heads * course.copied_blocks * shape.layout.block_bytes() * batch;
+        let growing = course.allocations as f64 * cost.growth_seconds;
+        let reading = course.run_ends * heads as f64 * cost.run_seconds;
+        KvCandidate {
+            growth,
+            splits,
+            grow: config.bmc.grow.effective(),
+            allocations: course.allocations,
+            bytes_copied,
+            peak_bytes: course.peak_bytes.saturating_mul(batch),
+            mean_bytes: mean * batch as f64,
+            spare_ratio: mean / (token * (end + 1) as f64 / 2.0),
+            seconds: bytes_copied as f64 / cost.copy_rate + batch as f64 * (growing + reading),
+        }
+    }
+
+    fn end(&self) -> usize {
+        self.workload.expected_len.min(self.shape.max_len)
+    }
+
+    fn course(&self, schedule: Schedule) -> Course {
+        let (shape, placement) = (self.shape, self.config.placement);
+        let mut course = Course::default();
         let mut old = 0;
-        for capacity in Schedule::new(shape.max_blocks(), splits, growth).capacities() {
-            let tokens = end.min(capacity * KV_BLOCK).saturating_sub(old * KV_BLOCK);
+        for capacity in schedule.capacities() {
+            let tokens = self.end().min(capacity * KV_BLOCK).saturating_sub(old * KV_BLOCK);
             if tokens == 0 {
                 break;
             }
-            let (held, twice) = match grow {
-                BmcGrow::Commit => (committed_bytes(shape, capacity), 0),
-                BmcGrow::Copy if old == 0 => (copied_bytes(shape, capacity), 0),
-                BmcGrow::Copy => (copied_bytes(shape, capacity), layer_bytes(shape, old)),
+            let (held, twice) = match self.config.bmc.grow.effective() {
+                BmcGrow::Commit => {
+                    course.run_ends += (course.allocations * tokens) as f64;
+                    (committed_bytes(shape, capacity, placement), 0)
+                }
+                BmcGrow::Copy => {
+                    course.copied_blocks += old;
+                    (copied_bytes(shape, capacity, placement), layer_bytes(shape, old, placement))
+                }
             };
-            if grow == BmcGrow::Commit {
-                run_ends += (allocations * tokens) as f64;
-            } else {
-                copied_blocks += old;
-            }
-            allocations += 1;
-            peak = peak.max(held.saturating_add(twice));
-            held_sum += held as f64 * tokens as f64;
+            course.allocations += 1;
+            course.peak_bytes = course.peak_bytes.max(held.saturating_add(twice));
+            course.held += held as f64 * tokens as f64;
             old = capacity;
         }
-        let heads = shape.n_layers * shape.n_kv_heads;
-        let in_use =
-            shape.layout.block_bytes() as f64 / KV_BLOCK as f64 * heads as f64 * (end + 1) as f64 / 2.0;
-        let mean = held_sum / end.max(1) as f64;
-        let bytes_copied = heads * copied_blocks * shape.layout.block_bytes() * workload.batch;
-        let seconds = bytes_copied as f64 / cost.copy_rate
-            + workload.batch as f64
-                * (allocations as f64 * cost.growth_seconds + run_ends * heads as f64 * cost.run_seconds);
-        Self {
-            growth,
-            splits,
-            grow,
-            allocations,
-            bytes_copied,
-            peak_bytes: peak.saturating_mul(workload.batch),
-            mean_bytes: mean * workload.batch as f64,
-            spare_ratio: mean / in_use,
-            seconds,
-        }
+        course
     }
 }

@@ -1,11 +1,11 @@
 //! [`PartedKvCache`]: every kind of cache, told apart by when it grows and how.
 
-use pace_kernels::{Buffer, KV_BLOCK, KvLayout, KvMut, KvRun, OutOfMemory, Par};
+use pace_kernels::{Buffer, KV_BLOCK, KvLayout, KvMut, KvRun, OutOfMemory, Par, Placement};
 use pace_ops::{KvCache, KvError, KvRows, KvUsage};
 
 use super::region::Region;
 use super::schedule::Schedule;
-use super::{BmcGrow, KvCacheKind, KvShape};
+use super::{BmcGrow, KvCacheKind, KvConfig, KvShape};
 
 /// From so many tokens on a second thread saves more time than it takes to wake.
 const PARALLEL_TOKENS: usize = 16;
@@ -18,6 +18,7 @@ pub(super) struct PartedKvCache {
     kind: KvCacheKind,
     shape: KvShape,
     schedule: Schedule,
+    placement: Placement,
     /// What is left of the schedule is reserved; otherwise each growth copies.
     in_place: bool,
     regions: Vec<Region>,
@@ -34,16 +35,13 @@ impl PartedKvCache {
     ///
     /// # Errors
     /// There is no memory, or the size overflows.
-    pub(super) fn new(
-        kind: KvCacheKind,
-        shape: KvShape,
-        schedule: Schedule,
-        grow: BmcGrow,
-    ) -> Result<Self, KvError> {
+    pub(super) fn new(config: &KvConfig, shape: KvShape, schedule: Schedule) -> Result<Self, KvError> {
+        let KvConfig { kind, placement, .. } = *config;
         let mut cache = Self {
             kind,
             shape,
             schedule,
+            placement,
             in_place: false,
             regions: Vec::new(),
             layers_per_region: 1,
@@ -54,11 +52,13 @@ impl PartedKvCache {
         };
         if kind == KvCacheKind::Static {
             cache.layers_per_region = shape.n_layers.max(1);
-            cache.regions.push(Region::fixed(&shape, schedule.max_blocks()).map_err(out_of_memory)?);
+            cache
+                .regions
+                .push(Region::fixed(&shape, schedule.max_blocks(), placement).map_err(out_of_memory)?);
             cache.allocations = 1;
-        } else if grow == BmcGrow::Commit
+        } else if config.grow() == BmcGrow::Commit
             && Buffer::GROWS_IN_PLACE
-            && let Ok(region) = Region::reserved(&shape, &schedule)
+            && let Ok(region) = Region::reserved(&shape, &schedule, placement)
         {
             cache.layers_per_region = shape.n_layers.max(1);
             cache.regions.push(region);
@@ -86,7 +86,7 @@ impl PartedKvCache {
     fn copy_to(&mut self, blocks: usize) -> Result<(), OutOfMemory> {
         let used = self.len.div_ceil(KV_BLOCK);
         for layer in 0..self.shape.n_layers {
-            let mut region = Region::layer(&self.shape, blocks)?;
+            let mut region = Region::layer(&self.shape, blocks, self.placement)?;
             match self.regions.get_mut(layer) {
                 None => self.regions.push(region),
                 Some(old) => {

@@ -32,20 +32,20 @@ struct Part {
 
 impl Region {
     /// Room for `blocks` blocks of each head in all layers, in one part.
-    pub(super) fn fixed(shape: &KvShape, blocks: usize) -> Result<Self, OutOfMemory> {
-        Self::zeroed(shape, shape.n_layers, blocks, |_| Placement::default())
+    pub(super) fn fixed(shape: &KvShape, blocks: usize, placement: Placement) -> Result<Self, OutOfMemory> {
+        Self::zeroed(shape, shape.n_layers, blocks, |_| placement)
     }
 
     /// Room for `blocks` blocks of each head in one layer, in one part, until it is copied into a longer one.
-    pub(super) fn layer(shape: &KvShape, blocks: usize) -> Result<Self, OutOfMemory> {
-        Self::zeroed(shape, 1, blocks, growing)
+    pub(super) fn layer(shape: &KvShape, blocks: usize, placement: Placement) -> Result<Self, OutOfMemory> {
+        Self::zeroed(shape, 1, blocks, |bytes| growing(bytes, placement))
     }
 
     fn zeroed(
         shape: &KvShape,
         layers: usize,
         blocks: usize,
-        placement: fn(usize) -> Placement,
+        placement: impl FnOnce(usize) -> Placement,
     ) -> Result<Self, OutOfMemory> {
         let bytes = shape.bytes(layers, blocks).ok_or(OutOfMemory { bytes: usize::MAX })?;
         let data = Buffer::zeroed(bytes, placement(bytes))?;
@@ -53,12 +53,16 @@ impl Region {
     }
 
     /// Addresses for all layers of the longest cache, and no memory yet.
-    pub(super) fn reserved(shape: &KvShape, schedule: &Schedule) -> Result<Self, OutOfMemory> {
+    pub(super) fn reserved(
+        shape: &KvShape,
+        schedule: &Schedule,
+        placement: Placement,
+    ) -> Result<Self, OutOfMemory> {
         let bytes = shape.bytes(shape.n_layers, schedule.max_blocks());
         let bytes = bytes.ok_or(OutOfMemory { bytes: usize::MAX })?;
-        let data = Buffer::reserve(bytes, growing(bytes))?;
+        let data = Buffer::reserve(bytes, growing(bytes, placement))?;
         // Growing must not allocate: a decode step does it.
-        let parts = Vec::with_capacity(schedule.capacities().count());
+        let parts = Vec::with_capacity(schedule.max_parts());
         Ok(Self { data, layers: shape.n_layers, parts })
     }
 
@@ -186,30 +190,29 @@ impl Part {
 }
 
 /// Bytes that [`Region::fixed`] takes.
-pub(super) fn fixed_bytes(shape: &KvShape, blocks: usize) -> usize {
-    shape.bytes(shape.n_layers, blocks).map_or(usize::MAX, |bytes| Placement::default().held(bytes, None))
+pub(super) fn fixed_bytes(shape: &KvShape, blocks: usize, placement: Placement) -> usize {
+    shape.bytes(shape.n_layers, blocks).map_or(usize::MAX, |bytes| placement.held(bytes, None))
 }
 
 /// Bytes that [`Region::layer`] takes.
-pub(super) fn layer_bytes(shape: &KvShape, blocks: usize) -> usize {
-    shape.bytes(1, blocks).map_or(usize::MAX, |bytes| growing(bytes).held(bytes, None))
+pub(super) fn layer_bytes(shape: &KvShape, blocks: usize, placement: Placement) -> usize {
+    shape.bytes(1, blocks).map_or(usize::MAX, |bytes| growing(bytes, placement).held(bytes, None))
 }
 
 /// Bytes that a region of [`Region::reserved`] takes once it has grown to `blocks` blocks.
-pub(super) fn committed_bytes(shape: &KvShape, blocks: usize) -> usize {
+pub(super) fn committed_bytes(shape: &KvShape, blocks: usize, placement: Placement) -> usize {
     let all = [blocks, shape.max_blocks()].map(|blocks| shape.bytes(shape.n_layers, blocks));
     match all {
-        [Some(bytes), Some(max)] => growing(max).held(bytes, Some(max)),
+        [Some(bytes), Some(max)] => growing(max, placement).held(bytes, Some(max)),
         _ => usize::MAX,
     }
 }
 
 /// Where a region is put that is `bytes` long in the end, or until it is copied.
-fn growing(bytes: usize) -> Placement {
-    let default = Placement::default();
-    match default.hugepages {
-        HugePages::Auto if bytes < HUGE_FROM => Placement { hugepages: HugePages::Never, ..default },
-        _ => default,
+fn growing(bytes: usize, placement: Placement) -> Placement {
+    match placement.hugepages {
+        HugePages::Auto if bytes < HUGE_FROM => Placement { hugepages: HugePages::Never, ..placement },
+        _ => placement,
     }
 }
 

@@ -1,5 +1,7 @@
 //! [`Schedule`]: how long a cache is after each of its growths.
 
+use pace_kernels::Placement;
+
 use super::region::{committed_bytes, fixed_bytes, layer_bytes};
 use super::{BmcGrow, BmcGrowth, KvCacheKind, KvShape};
 
@@ -75,21 +77,27 @@ impl Schedule {
     }
 
     /// Bytes that a cache comes to hold at most on its way to the maximum.
-    pub(super) fn peak_bytes(self, shape: &KvShape, kind: KvCacheKind, grow: BmcGrow) -> usize {
+    pub(super) fn peak_bytes(
+        self,
+        shape: &KvShape,
+        kind: KvCacheKind,
+        grow: BmcGrow,
+        placement: Placement,
+    ) -> usize {
         match (kind, grow) {
-            (KvCacheKind::Static, _) => fixed_bytes(shape, self.max_blocks),
-            (_, BmcGrow::Commit) => committed_bytes(shape, self.max_blocks),
+            (KvCacheKind::Static, _) => fixed_bytes(shape, self.max_blocks, placement),
+            (_, BmcGrow::Commit) => committed_bytes(shape, self.max_blocks, placement),
             (_, BmcGrow::Copy) => {
-                let old = layer_bytes(shape, self.before_last());
-                copied_bytes(shape, self.max_blocks).saturating_add(old)
+                let old = layer_bytes(shape, self.before_last(), placement);
+                copied_bytes(shape, self.max_blocks, placement).saturating_add(old)
             }
         }
     }
 }
 
 /// Bytes of a cache of `blocks` blocks that grows by copy: each layer has its own memory.
-pub(super) fn copied_bytes(shape: &KvShape, blocks: usize) -> usize {
-    shape.n_layers.saturating_mul(layer_bytes(shape, blocks))
+pub(super) fn copied_bytes(shape: &KvShape, blocks: usize, placement: Placement) -> usize {
+    shape.n_layers.saturating_mul(layer_bytes(shape, blocks, placement))
 }
 
 #[cfg(test)]

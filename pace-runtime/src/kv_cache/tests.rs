@@ -33,7 +33,7 @@ fn bmc_configs() -> impl Strategy<Value = KvConfig> {
     let splits = prop_oneof![Just(None), (1usize..9).prop_map(Some), (1..=MAX_LEN).prop_map(Some)];
     (growth, grow, splits).prop_map(|(growth, grow, splits)| {
         let bmc = BmcConfig { splits, growth, grow, ..BmcConfig::default() };
-        KvConfig { kind: KvCacheKind::Bmc, bmc }
+        KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() }
     })
 }
 
@@ -169,7 +169,7 @@ fn fill(config: &KvConfig, shape: &KvShape) -> (Vec<usize>, KvUsage) {
 
 fn bmc(splits: usize, growth: BmcGrowth, grow: BmcGrow) -> KvConfig {
     let bmc = BmcConfig { splits: Some(splits), growth: Some(growth), grow, ..BmcConfig::default() };
-    KvConfig { kind: KvCacheKind::Bmc, bmc }
+    KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() }
 }
 
 #[test]
@@ -237,7 +237,8 @@ fn the_model_weighs_copies_against_spare_memory() {
         let choice = |grow, copy_rate| {
             let cost = KvCostModel { copy_rate, ..KvCostModel::default() };
             let bmc = BmcConfig { grow, cost, ..BmcConfig::default() };
-            let table = KvConfig { kind: KvCacheKind::Bmc, bmc }.table(&shape, workload);
+            let table =
+                KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() }.table(&shape, workload);
             let choice = *table.choice();
             assert!(choice.spare_ratio <= SPARE, "{max_len}: {choice:?}");
             for other in table.candidates.iter().filter(|c| c.spare_ratio <= SPARE) {
