@@ -211,7 +211,7 @@ pub(super) fn committed_bytes(shape: &KvShape, blocks: usize, placement: Placeme
 /// Where a region is put that is `bytes` long in the end, or until it is copied.
 fn growing(bytes: usize, placement: Placement) -> Placement {
     match placement.hugepages {
-        HugePages::Auto if bytes < HUGE_FROM => Placement { hugepages: HugePages::Never, ..placement },
+        HugePages::Auto if bytes < HUGE_FROM => Placement { hugepages: HugePages::Never },
         _ => placement,
     }
 }
