@@ -66,7 +66,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn at<'r>(rows: &'r [Row], batch: usize, length: usize) -> impl Iterator<Item = &'r Row> + Clone {
+fn at(rows: &[Row], batch: usize, length: usize) -> impl Iterator<Item = &Row> + Clone {
     rows.iter().filter(move |row| (row.batch, row.length) == (batch, length))
 }
 
