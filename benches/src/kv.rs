@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use pace_kernels::{ActMut, ActRef, DType, KV_BLOCK, KvLayout, MatMut, MatRef, bf16};
-use pace_ops::{Attention, AttentionPlan, AttentionShape, Backend, BuildCx, KvBatch, KvCache, KvRows};
+use pace_ops::{
+    Attention, AttentionPlan, AttentionShape, Backend, BuildCx, KvBatch, KvCache, KvRows, KvUsage,
+};
 use pace_runtime::kv_cache::{BmcConfig, BmcGrow, BmcGrowth, KvCacheKind, KvConfig, KvShape};
 use serde::Serialize;
 
@@ -13,8 +15,14 @@ use crate::{Bench, numbers};
 /// Llama-3.2-1B's heads.
 const HEADS: AttentionShape = AttentionShape { n_heads: 32, n_kv_heads: 8, head_dim: 64, scale: 0.125 };
 
-/// Layers of the caches; more would only take longer.
-const LAYERS: usize = 2;
+/// Its layers.
+const LAYERS: usize = 16;
+
+/// Bytes of a batch: as many layers are run as fit, at most [`LAYERS`].
+const BATCH_BYTES: usize = 512 << 20;
+
+/// The setting that all others are compared with.
+const AUTO: &str = "auto";
 
 /// Steps of a run at which attention is timed.
 const SAMPLES: usize = 12;
@@ -26,6 +34,8 @@ pub struct Row {
     pub batch: usize,
     /// Tokens of each in the end.
     pub length: usize,
+    /// Layers.
+    pub layers: usize,
     /// The setting.
     pub cache: String,
     /// Growths of a sequence's cache.
@@ -48,9 +58,16 @@ pub struct Row {
 
 /// A setting and what it did, round by round.
 struct Candidate {
-    name: String,
+    /// All that it is called.
+    names: Vec<String>,
     config: KvConfig,
     runs: Vec<Run>,
+}
+
+impl Candidate {
+    fn new(name: String, config: KvConfig) -> Self {
+        Self { names: vec![name], config, runs: Vec::new() }
+    }
 }
 
 /// One run from the first token to the last.
@@ -69,32 +86,46 @@ impl Run {
     }
 }
 
-/// The settings that are compared for sequences of `length`.
-fn candidates(length: usize) -> Vec<Candidate> {
-    let mut all: Vec<(String, KvConfig)> = [KvCacheKind::Dynamic, KvCacheKind::Static]
-        .map(|kind| (kind.name().to_owned(), kind.into()))
-        .to_vec();
+/// The settings that are compared for sequences of `shape`. Those that grow alike are measured as one; `auto` is always
+/// measured for itself.
+fn candidates(shape: &KvShape) -> Vec<Candidate> {
+    let kinds = [KvCacheKind::Dynamic, KvCacheKind::Static];
+    let mut all: Vec<_> = kinds.map(|kind| Candidate::new(kind.name().to_owned(), kind.into())).into();
+    for (name, grow) in [(AUTO, BmcGrow::Commit), ("auto, copy", BmcGrow::Copy)] {
+        let config = KvConfig { bmc: BmcConfig { grow, ..BmcConfig::default() }, ..KvCacheKind::Bmc.into() };
+        all.push(Candidate::new(name.to_owned(), config.calibrated()));
+    }
+    let fixed = all.len();
     for grow in [BmcGrow::Commit, BmcGrow::Copy] {
-        let auto = KvConfig { bmc: BmcConfig { grow, ..BmcConfig::default() }, ..KvCacheKind::Bmc.into() };
-        let name = if grow == BmcGrow::Commit { "auto".to_owned() } else { "auto, copy".to_owned() };
-        all.push((name, auto.calibrated()));
         for growth in [BmcGrowth::Doubling, BmcGrowth::Linear] {
-            for splits in [1, 2, 4, 8, 16, length.isqrt()] {
-                // A single part grows in no way.
-                if splits > 1 || growth == BmcGrowth::Doubling {
-                    let bmc = BmcConfig {
-                        splits: Some(splits),
-                        growth: Some(growth),
-                        grow,
-                        ..BmcConfig::default()
-                    };
-                    let name = format!("{splits} {}, {}", growth.name(), grow.name());
-                    all.push((name, KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() }));
+            for splits in [1, 2, 4, 8, 16, shape.max_len.isqrt()] {
+                let bmc =
+                    BmcConfig { splits: Some(splits), growth: Some(growth), grow, ..BmcConfig::default() };
+                let config = KvConfig { bmc, ..KvCacheKind::Bmc.into() };
+                let name = format!("{splits} {}, {}", growth.name(), grow.name());
+                let alike = |other: &&mut Candidate| {
+                    other.config.bmc.grow == grow && growths(&other.config, shape) == growths(&config, shape)
+                };
+                match all[fixed..].iter_mut().find(alike) {
+                    Some(other) => other.names.push(name),
+                    None => all.push(Candidate::new(name, config)),
                 }
             }
         }
     }
-    all.into_iter().map(|(name, config)| Candidate { name, config, runs: Vec::new() }).collect()
+    all
+}
+
+/// A cache after each block.
+fn growths(config: &KvConfig, shape: &KvShape) -> Vec<KvUsage> {
+    let mut cache = config.build(*shape).expect("the bench fits the memory");
+    let blocks = (KV_BLOCK..=shape.max_len).step_by(KV_BLOCK);
+    let after = blocks.map(|len| {
+        cache.reserve(len).expect("the bench fits the memory");
+        cache.set_len(len);
+        cache.usage()
+    });
+    after.collect()
 }
 
 /// Caches of a batch.
@@ -112,48 +143,54 @@ impl KvBatch for Batch {
 /// There is too little memory.
 pub fn measure(bench: &Bench, batch: usize, length: usize, rounds: usize) -> Vec<Row> {
     let layout = KvLayout::new(DType::Bf16, HEADS.head_dim);
-    let shape = KvShape { n_layers: LAYERS, n_kv_heads: HEADS.n_kv_heads, layout, max_len: length };
+    let layer = batch * HEADS.n_kv_heads * length.div_ceil(KV_BLOCK) * layout.block_bytes();
+    let n_layers = (BATCH_BYTES / layer).clamp(1, LAYERS);
+    let shape = KvShape { n_layers, n_kv_heads: HEADS.n_kv_heads, layout, max_len: length };
     let work = Work::new(bench, batch, shape);
-    let mut all = candidates(length);
+    let mut all = candidates(&shape);
     let n = all.len();
     for round in 0..=rounds {
         for i in 0..n {
-            // Each has every neighbour now and then.
-            let candidate = &mut all[(i * (1 + round % 5) + round) % n];
+            // Each has other neighbours in each round.
+            let i = (i + 7 * round) % n;
+            let candidate = &mut all[if round % 2 == 0 { i } else { n - 1 - i }];
             let run = work.run(&candidate.config);
             if round > 0 {
                 candidate.runs.push(run);
             }
         }
     }
-    let auto: Vec<f64> = all.iter().find(|c| c.name == "auto").map_or_else(Vec::new, |c| seconds(&c.runs));
-    all.iter().map(|candidate| row(candidate, &shape, batch, &auto)).collect()
+    let auto = all.iter().find(|c| c.names[0] == AUTO).map_or_else(Vec::new, |c| seconds(&c.runs));
+    let rows = |c| rows(c, &shape, batch, &auto);
+    all.iter().flat_map(rows).collect()
 }
 
 fn seconds(runs: &[Run]) -> Vec<f64> {
     runs.iter().map(Run::seconds).collect()
 }
 
-fn row(candidate: &Candidate, shape: &KvShape, batch: usize, auto: &[f64]) -> Row {
+/// A row for each name of a setting.
+fn rows(candidate: &Candidate, shape: &KvShape, batch: usize, auto: &[f64]) -> Vec<Row> {
     let (length, own) = (shape.max_len, seconds(&candidate.runs));
     let last = candidate.runs[candidate.runs.len() - 1];
-    let token = LAYERS * HEADS.n_kv_heads * shape.layout.block_bytes() / KV_BLOCK;
+    let token = shape.n_layers * HEADS.n_kv_heads * shape.layout.block_bytes() / KV_BLOCK;
     let in_use = (batch * token * (length + 1)) as f64 / 2.0;
-    Row {
+    let append = candidate.runs.iter().map(|r| r.append.as_secs_f64());
+    let row = |name: &String| Row {
         batch,
         length,
-        cache: candidate.name.clone(),
+        layers: shape.n_layers,
+        cache: name.clone(),
         allocations: last.allocations,
         tokens_per_second: (batch * length) as f64 / median(&mut own.clone()),
-        append_seconds: median(
-            &mut candidate.runs.iter().map(|r| r.append.as_secs_f64()).collect::<Vec<_>>(),
-        ),
+        append_seconds: median(&mut append.clone().collect::<Vec<_>>()),
         auto_to_this: median(&mut auto.iter().zip(&own).map(|(auto, own)| auto / own).collect::<Vec<_>>()),
         bytes_copied: last.bytes_copied,
         peak_bytes: candidate.config.peak_bytes(shape) * batch,
         mean_bytes: last.mean_bytes,
         spare_ratio: last.mean_bytes / in_use,
-    }
+    };
+    candidate.names.iter().map(row).collect()
 }
 
 /// What all settings do at one point.
@@ -217,7 +254,7 @@ impl<'b> Work<'b> {
         let rows = ActRef::Bf16(MatRef::new(&self.rows[..tokens.len() * cols], tokens.len(), cols));
         for kv in &mut caches.0 {
             kv.reserve(tokens.end).expect("the bench fits the memory");
-            for layer in 0..LAYERS {
+            for layer in 0..self.shape.n_layers {
                 kv.append(self.bench.cx().par, layer, KvRows { first: tokens.start, k: rows, v: rows });
             }
             kv.set_len(tokens.end);
@@ -233,7 +270,7 @@ impl<'b> Work<'b> {
         let times = (4096 / (len * self.batch)).clamp(1, 16);
         let start = Instant::now();
         for _ in 0..times {
-            for layer in 0..LAYERS {
+            for layer in 0..self.shape.n_layers {
                 let q = MatRef::new(&self.queries, self.batch, cols);
                 let out = MatMut::new(out, self.batch, cols);
                 self.attention.forward(&cx, layer, &plan, caches, ActRef::Bf16(q), ActMut::Bf16(out));

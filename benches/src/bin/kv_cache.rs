@@ -13,7 +13,8 @@ use pace_benches::machine::Machine;
 use pace_benches::svg::Chart;
 use serde_json::json;
 
-/// Decoding over every kind of KV cache: storing rows, growing, attention of two layers with the heads of Llama-3.2-1B.
+/// Decoding over every kind of KV cache: storing rows, growing, attention with the heads of Llama-3.2-1B, in as many of its
+/// layers as 512 MiB have room for.
 ///
 /// All settings take turns. Attention is timed at twelve steps of each run, storing and growing at all of them. A short
 /// table goes to stdout. Stop everything else first.
@@ -102,15 +103,16 @@ fn short_table(args: &Args, rows: &[Row]) -> String {
 
 fn table(rows: &[Row]) -> String {
     let mut out = String::from(
-        "| batch | length | cache | allocations | tokens/s | auto's time by its | copied MB | peak MB | mean MB | by in use |\n\
-         |---:|---:|---|---:|---:|---:|---:|---:|---:|---:|\n",
+        "| batch | length | layers | cache | allocations | tokens/s | auto's time by its | copied MB | peak MB | mean MB | by in use |\n\
+         |---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for row in rows {
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {:.0} | {:.3} | {:.1} | {:.1} | {:.1} | {:.2} |",
+            "| {} | {} | {} | {} | {} | {:.0} | {:.3} | {:.1} | {:.1} | {:.1} | {:.2} |",
             row.batch,
             row.length,
+            row.layers,
             row.cache,
             row.allocations,
             row.tokens_per_second,
