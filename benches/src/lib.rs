@@ -4,10 +4,12 @@
 #![forbid(unsafe_code)]
 
 pub mod blocks;
+pub mod kv;
 pub mod machine;
 pub mod mlp;
 pub mod paired;
 pub mod roofline;
+pub mod svg;
 
 use std::convert::Infallible;
 

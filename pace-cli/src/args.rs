@@ -1,19 +1,29 @@
 //! The command line: what can be typed, and its help.
 
+mod bench;
 mod engine;
+mod kv;
 mod models;
 mod operators;
+mod platform;
 mod sampling;
+mod throughput;
 mod tokens;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use self::bench::{BenchArgs, BenchFormat, spell_out};
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
+pub(crate) use self::kv::{KindChoice, KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
+pub(crate) use self::platform::{
+    Allocator, DoctorArgs, EnvArgs, HugePageChoice, LaunchArgs, NumaChoice, PlatformArgs,
+};
 pub(crate) use self::sampling::SamplingArgs;
+pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
 
 /// Run large language models on CPUs, straight from HF safetensors and GGUF.
@@ -33,9 +43,14 @@ pub(crate) enum Command {
     Detokenize(DetokenizeArgs),
     Info(InfoArgs),
     Bench(BenchArgs),
+    Throughput(ThroughputArgs),
     Ops(OpsArgs),
     Jit(JitArgs),
     Plan(PlanArgs),
+    Doctor(DoctorArgs),
+    Env(EnvArgs),
+    Launch(LaunchArgs),
+    KvPlan(KvPlanArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),
@@ -188,46 +203,6 @@ pub(crate) struct InfoArgs {
     /// How the result is written.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: Format,
-}
-
-/// Tokens per second of prefill and decode.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  pace-cli bench
-  pace-cli bench -m random:llama-1b -p 512 -n 64 -r 5 -t 2
-  pace-cli bench -p 0 -n 128 -o json
-  pace-cli bench -m random:tiny --trace trace.json")]
-pub(crate) struct BenchArgs {
-    /// Prompt tokens of the prefill test; 0 leaves it out.
-    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
-    pub(crate) n_prompt: usize,
-    /// New tokens of the decode test; 0 leaves it out.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    pub(crate) n_gen: usize,
-    /// Counted runs of each test, after one that is not counted.
-    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) repetitions: u32,
-    /// How the result is written.
-    #[arg(short = 'o', long, value_enum, default_value_t)]
-    pub(crate) output: BenchFormat,
-    /// Time every operator, and show after the results where the time of the counted runs went.
-    #[arg(long)]
-    pub(crate) profile: bool,
-    /// Write the calls of each test's last run for chrome://tracing or ui.perfetto.dev; implies --profile.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) trace: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-}
-
-/// How a benchmark's result is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BenchFormat {
-    /// A Markdown table.
-    #[default]
-    Md,
-    /// A JSON array, one object a test.
-    Json,
 }
 
 /// Completions for a shell, to stdout.

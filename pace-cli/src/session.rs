@@ -9,9 +9,7 @@ use anyhow::Result;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use pace_runtime::config::Env;
 use pace_runtime::tokenizer::Tokenizer;
-use pace_runtime::{
-    EngineConfig, EngineHandle, LoadProgress, ModelFiles, ModelRef, OperatorConfig, RuntimeError,
-};
+use pace_runtime::{EngineConfig, EngineHandle, LoadProgress, ModelFiles, ModelRef, RuntimeError};
 
 use crate::args::EngineArgs;
 use crate::exit::Usage;
@@ -22,8 +20,6 @@ use crate::operators;
 pub(crate) struct Session {
     pub(crate) files: Arc<ModelFiles>,
     pub(crate) engine: EngineHandle,
-    /// The backends that were asked for.
-    pub(crate) operators: OperatorConfig,
 }
 
 impl Session {
@@ -34,25 +30,16 @@ impl Session {
         args: &EngineArgs,
         check: impl FnOnce(&ModelFiles) -> Result<T>,
     ) -> Result<(Self, T)> {
-        Self::start_profiled(env, args, env.log_level.profiles(), check)
-    }
-
-    /// As [`start`](Self::start); `profile` says whether operators are timed.
-    pub(crate) fn start_profiled<T>(
-        env: &Env,
-        args: &EngineArgs,
-        profile: bool,
-        check: impl FnOnce(&ModelFiles) -> Result<T>,
-    ) -> Result<(Self, T)> {
-        let config = EngineConfig { profile, ..args.config(env)? };
+        args.platform.expect_one_instance()?;
+        let config = EngineConfig { profile: env.log_level.profiles(), ..args.config(env)? };
         let files = open(env, args.model.as_deref())?;
         let checked = check(&files)?;
         Ok((Self::with(files, config)?, checked))
     }
 
     /// Starts the engine for an opened model.
-    pub(crate) fn with(files: ModelFiles, config: EngineConfig) -> Result<Self> {
-        let (files, operators) = (Arc::new(files), config.load.operators);
+    pub(crate) fn with(files: impl Into<Arc<ModelFiles>>, config: EngineConfig) -> Result<Self> {
+        let files = files.into();
         let engine = EngineHandle::start(&files, config, load_progress())?;
         let info = engine.info();
         tracing::info!(
@@ -65,7 +52,7 @@ impl Session {
             operators::huge_pages(info)
         );
         operators::summary(info).iter().for_each(|line| tracing::info!("{line}"));
-        Ok(Self { files, engine, operators })
+        Ok(Self { files, engine })
     }
 
     /// Writes to stderr where the time went, if that was measured.
@@ -134,7 +121,7 @@ pub(crate) fn read_stdin() -> Result<String> {
 }
 
 /// A bar on stderr while weights are packed, if that is a terminal and takes a while.
-fn load_progress() -> LoadProgress {
+pub(crate) fn load_progress() -> LoadProgress {
     if !std::io::stderr().is_terminal() {
         return Box::new(|_, _| {});
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::buffer::huge_pages;
-use crate::{Buffer, OutOfMemory, Placement};
+use crate::{Buffer, HugePages, OutOfMemory, Placement, SharedMemory};
 
 /// Bytes that are reserved at a time. Only what is written takes memory.
 const CHUNK: usize = 32 << 20;
@@ -35,6 +35,8 @@ const LARGE: usize = 2 << 20;
 #[derive(Debug)]
 pub struct Arena {
     placement: Placement,
+    /// The file that the memory is mapped from; none: memory of this process alone.
+    file: Option<Arc<SharedMemory>>,
     state: Mutex<State>,
 }
 
@@ -43,6 +45,8 @@ struct State {
     current: Option<Chunk>,
     /// Where all chunks and large buffers lie, or lay.
     reserved: Vec<Range<usize>>,
+    /// Bytes of the file that are mapped.
+    mapped: u64,
 }
 
 #[derive(Debug)]
@@ -55,7 +59,23 @@ struct Chunk {
 impl Arena {
     /// Nothing reserved yet.
     pub const fn new(placement: Placement) -> Self {
-        Self { placement, state: Mutex::new(State { current: None, reserved: Vec::new() }) }
+        Self::with(placement, None)
+    }
+
+    /// Nothing reserved yet of `file`. Whoever takes buffers of the same sizes in the same order, in any process, gets
+    /// the same bytes of it.
+    pub const fn shared(placement: Placement, file: Arc<SharedMemory>) -> Self {
+        Self::with(placement, Some(file))
+    }
+
+    const fn with(placement: Placement, file: Option<Arc<SharedMemory>>) -> Self {
+        let state = State { current: None, reserved: Vec::new(), mapped: 0 };
+        Self { placement, file, state: Mutex::new(state) }
+    }
+
+    /// Whether buffers hold what another process has written already.
+    pub fn is_filled(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.is_filled())
     }
 
     /// `bytes` zeroed bytes that start on a cache line. From 2 MiB on the same as [`Buffer::zeroed`].
@@ -64,22 +84,18 @@ impl Arena {
     /// The system refused the memory.
     pub fn zeroed(&self, bytes: usize) -> Result<Buffer, OutOfMemory> {
         if bytes == 0 || bytes >= LARGE {
-            let buffer = Buffer::zeroed(bytes, self.placement)?;
-            self.state().reserved.push(buffer.addresses());
-            return Ok(buffer);
+            return self.reserve(bytes, &mut self.state());
         }
         let mut state = self.state();
-        let State { current, reserved } = &mut *state;
-        let (region, start) = match &mut *current {
+        let (region, start) = match &state.current {
             Some(chunk) if bytes <= CHUNK - chunk.used => (Arc::clone(&chunk.region), chunk.used),
-            full_or_none => {
-                let region = Arc::new(Buffer::zeroed(CHUNK, self.placement)?);
-                reserved.push(region.addresses());
-                *full_or_none = Some(Chunk { region: Arc::clone(&region), used: 0 });
+            _ => {
+                let region = Arc::new(self.reserve(CHUNK, &mut state)?);
+                state.current = Some(Chunk { region: Arc::clone(&region), used: 0 });
                 (region, 0)
             }
         };
-        if let Some(chunk) = current {
+        if let Some(chunk) = &mut state.current {
             chunk.used = (start + bytes).next_multiple_of(Buffer::LINE);
         }
         // SAFETY: the bytes lie in the region, nobody uses the region itself, and `used` only grows, so
@@ -91,6 +107,26 @@ impl Arena {
     /// while they live: what has been given back may be somebody else's by now.
     pub fn huge_share(&self) -> Option<f64> {
         huge_pages::share(&self.state().reserved)
+    }
+
+    /// Memory of the file, or of this process alone.
+    fn reserve(&self, bytes: usize, state: &mut State) -> Result<Buffer, OutOfMemory> {
+        let buffer = match &self.file {
+            Some(file) if bytes > 0 => {
+                let huge = self.placement.hugepages != HugePages::Never;
+                let buffer = file.map(state.mapped, bytes, huge).map_err(|_| OutOfMemory { bytes })?;
+                state.mapped += bytes.next_multiple_of(LARGE) as u64;
+                buffer
+            }
+            _ => Buffer::zeroed(bytes, self.placement)?,
+        };
+        state.reserved.push(buffer.addresses());
+        Ok(buffer)
+    }
+
+    /// Where all buffers lie, or lay: addresses of this process, for asking the system about them.
+    pub fn addresses(&self) -> Vec<Range<usize>> {
+        self.state().reserved.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,10 +164,12 @@ mod tests {
     fn small_buffers_share_a_huge_page_and_outlive_the_arena() {
         let arena = Arena::new(Placement::default());
         let buffers: Vec<_> = (0..3).map(|_| arena.zeroed(1000).unwrap()).collect();
+        let addresses = arena.addresses();
         drop(arena);
         let starts: Vec<_> = buffers.iter().map(|b| b.as_slice::<f32>().as_ptr().addr()).collect();
         assert!(starts[0].is_multiple_of(LARGE));
         assert_eq!((starts[1] - starts[0], starts[2] - starts[0]), (1024, 2048));
+        assert_eq!(addresses, vec![starts[0]..starts[0] + CHUNK]);
         assert_eq!(buffers[2].as_slice::<f32>(), [0.0; 250]);
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::Element;
 
 pub(crate) mod huge_pages;
+pub(crate) mod shared;
 
 /// 2 MiB: the huge page of x86-64 and AArch64, and the size from which a buffer is mapped.
 const HUGE_PAGE: usize = 2 << 20;
@@ -28,6 +29,27 @@ pub enum HugePages {
 pub struct Placement {
     /// Whether to ask for huge pages.
     pub hugepages: HugePages,
+}
+
+impl Placement {
+    /// What [`Buffer::held`] is going to say of a buffer of `bytes` bytes, within so many that were reserved if it is
+    /// one of [`Buffer::reserve`].
+    pub fn held(self, bytes: usize, reserved: Option<usize>) -> usize {
+        let huge = self.asks_for_huge_pages(reserved.unwrap_or(bytes));
+        match reserved {
+            Some(capacity) if !Buffer::GROWS_IN_PLACE => capacity,
+            None if !Buffer::GROWS_IN_PLACE || (bytes < HUGE_PAGE && !huge) => bytes,
+            _ => bytes.next_multiple_of(page(huge)),
+        }
+    }
+
+    const fn asks_for_huge_pages(self, bytes: usize) -> bool {
+        match self.hugepages {
+            HugePages::Auto => bytes >= HUGE_PAGE,
+            HugePages::Always => bytes > 0,
+            HugePages::Never => false,
+        }
+    }
 }
 
 /// Memory that reads as zero until written. A page belongs to the NUMA node of the thread that
@@ -59,12 +81,56 @@ impl Buffer {
     /// # Errors
     /// The system refused the memory.
     pub fn zeroed(bytes: usize, placement: Placement) -> Result<Self, OutOfMemory> {
-        let huge = match placement.hugepages {
-            HugePages::Auto => bytes >= HUGE_PAGE,
-            HugePages::Always => bytes > 0,
-            HugePages::Never => false,
-        };
+        let huge = placement.asks_for_huge_pages(bytes);
         if bytes >= HUGE_PAGE || huge { map(bytes, huge) } else { allocate(bytes, Self::LINE) }
+    }
+
+    /// Whether [`extend`](Self::extend) takes memory only as a buffer grows. Where it does not, a reserved buffer takes
+    /// all of it at once.
+    pub const GROWS_IN_PLACE: bool = cfg!(target_os = "linux");
+
+    /// An empty buffer that can be extended to `capacity` bytes in place: addresses, and no memory yet.
+    ///
+    /// # Errors
+    /// The system refused the addresses.
+    pub fn reserve(capacity: usize, placement: Placement) -> Result<Self, OutOfMemory> {
+        if capacity == 0 {
+            return Self::zeroed(0, placement);
+        }
+        reserve(capacity, placement.asks_for_huge_pages(capacity))
+    }
+
+    /// Makes a buffer from [`reserve`](Self::reserve) `len` bytes long. Nothing moves; new bytes read as zero.
+    ///
+    /// # Errors
+    /// The system refused the memory; the buffer is as before.
+    ///
+    /// # Panics
+    /// The buffer would become shorter, or longer than was reserved.
+    pub fn extend(&mut self, len: usize) -> Result<(), OutOfMemory> {
+        assert!(len >= self.len, "a buffer only grows");
+        match &mut self.owner {
+            #[cfg(target_os = "linux")]
+            Owner::Reserved(reserved) => reserved.commit(self.ptr, len)?,
+            #[cfg(not(target_os = "linux"))]
+            Owner::Reserved(inner) => assert!(len <= inner.len, "longer than was reserved"),
+            _ => assert_eq!(len, self.len, "only a reserved buffer can be extended"),
+        }
+        self.len = len;
+        Ok(())
+    }
+
+    /// Bytes that it may take from the system: its size in whole pages if it is mapped.
+    pub fn held(&self) -> usize {
+        match &self.owner {
+            #[cfg(target_os = "linux")]
+            Owner::Mapping(bytes) => *bytes,
+            #[cfg(target_os = "linux")]
+            Owner::Reserved(reserved) => reserved.committed,
+            #[cfg(not(target_os = "linux"))]
+            Owner::Reserved(inner) => inner.len,
+            _ => self.len,
+        }
     }
 
     /// `bytes` bytes of a region from `start` on, a multiple of a cache line. The region lives as long.
@@ -121,11 +187,13 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         match self.owner {
             Owner::Nobody | Owner::Region { .. } => {}
+            #[cfg(not(target_os = "linux"))]
+            Owner::Reserved(_) => {}
             // SAFETY: `ptr` came from `alloc_zeroed` with this layout and was not freed before.
             Owner::Allocator(layout) => unsafe { std::alloc::dealloc(self.ptr.as_ptr(), layout) },
             #[cfg(target_os = "linux")]
-            Owner::Mapping(bytes) => {
-                // SAFETY: these bytes were mapped by `map` for this buffer alone.
+            Owner::Mapping(bytes) | Owner::Reserved(Reserved { bytes, .. }) => {
+                // SAFETY: these bytes were mapped by `map_aligned` for this buffer alone.
                 let unmapped = unsafe { rustix::mm::munmap(self.ptr.as_ptr().cast(), bytes) };
                 debug_assert!(unmapped.is_ok(), "munmap of an owned mapping cannot fail");
             }
@@ -148,6 +216,50 @@ enum Owner {
     },
     #[cfg(target_os = "linux")]
     Mapping(usize),
+    /// Addresses, the first of which are memory.
+    #[cfg(target_os = "linux")]
+    Reserved(Reserved),
+    /// All of the memory.
+    #[cfg(not(target_os = "linux"))]
+    Reserved(Box<Buffer>),
+}
+
+/// A mapping whose pages cannot be accessed until they are committed.
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy, Debug)]
+struct Reserved {
+    /// The size of the mapping.
+    bytes: usize,
+    /// Bytes from its start that can be accessed.
+    committed: usize,
+    /// Pages are committed in multiples of this.
+    page: usize,
+}
+
+#[cfg(target_os = "linux")]
+impl Reserved {
+    /// Lets the first `len` bytes of the mapping at `ptr` be read and written.
+    fn commit(&mut self, ptr: NonNull<u8>, len: usize) -> Result<(), OutOfMemory> {
+        use rustix::mm::{MprotectFlags, mprotect};
+
+        assert!(len <= self.bytes, "longer than was reserved");
+        let end = len.next_multiple_of(self.page);
+        if end > self.committed {
+            let access = MprotectFlags::READ | MprotectFlags::WRITE;
+            let bytes = end - self.committed;
+            // SAFETY: `committed..end` are whole pages of this buffer's own mapping, whose size is a multiple of
+            // `page`, too, and which no reference points into yet.
+            unsafe { mprotect(ptr.as_ptr().add(self.committed).cast(), bytes, access) }
+                .map_err(|_| OutOfMemory { bytes })?;
+            self.committed = end;
+        }
+        Ok(())
+    }
+}
+
+/// The size of a page.
+const fn page(huge: bool) -> usize {
+    if huge { HUGE_PAGE } else { 4096 }
 }
 
 fn allocate(bytes: usize, align: usize) -> Result<Buffer, OutOfMemory> {
@@ -171,18 +283,46 @@ fn map(bytes: usize, _huge: bool) -> Result<Buffer, OutOfMemory> {
     allocate(bytes, HUGE_PAGE)
 }
 
-/// Maps whole pages, 2-MiB aligned: one huge page more than needed, then both ends are returned.
+#[cfg(not(target_os = "linux"))]
+fn reserve(capacity: usize, _huge: bool) -> Result<Buffer, OutOfMemory> {
+    let inner = Box::new(allocate(capacity, Buffer::LINE)?);
+    Ok(Buffer { ptr: inner.ptr, len: 0, owner: Owner::Reserved(inner), marker: PhantomData })
+}
+
 #[cfg(target_os = "linux")]
 fn map(bytes: usize, huge: bool) -> Result<Buffer, OutOfMemory> {
-    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+    use rustix::mm::{MapFlags, ProtFlags};
+
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    let (ptr, kept) = map_aligned(bytes, huge, access, MapFlags::PRIVATE)?;
+    Ok(Buffer { ptr, len: bytes, owner: Owner::Mapping(kept), marker: PhantomData })
+}
+
+#[cfg(target_os = "linux")]
+fn reserve(capacity: usize, huge: bool) -> Result<Buffer, OutOfMemory> {
+    use rustix::mm::{MapFlags, ProtFlags};
+
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    let (ptr, bytes) = map_aligned(capacity, huge, ProtFlags::empty(), flags)?;
+    let owner = Owner::Reserved(Reserved { bytes, committed: 0, page: page(huge) });
+    Ok(Buffer { ptr, len: 0, owner, marker: PhantomData })
+}
+
+/// Maps whole pages, 2-MiB aligned: one huge page more than needed, then both ends are returned. Gives the size, too.
+#[cfg(target_os = "linux")]
+fn map_aligned(
+    bytes: usize,
+    huge: bool,
+    access: rustix::mm::ProtFlags,
+    flags: rustix::mm::MapFlags,
+) -> Result<(NonNull<u8>, usize), OutOfMemory> {
+    use rustix::mm::{Advice, madvise, mmap_anonymous, munmap};
 
     let out_of_memory = OutOfMemory { bytes };
-    let unit = if huge { HUGE_PAGE } else { 4096 };
-    let kept = bytes.checked_next_multiple_of(unit).ok_or(out_of_memory)?;
+    let kept = bytes.checked_next_multiple_of(page(huge)).ok_or(out_of_memory)?;
     let mapped = kept.checked_add(HUGE_PAGE).ok_or(out_of_memory)?;
-    let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new private mapping at an address of the kernel's choice touches nothing existing.
-    let base = unsafe { mmap_anonymous(std::ptr::null_mut(), mapped, access, MapFlags::PRIVATE) }
+    let base = unsafe { mmap_anonymous(std::ptr::null_mut(), mapped, access, flags) }
         .map_err(|_| out_of_memory)?
         .cast::<u8>();
     let head = base.align_offset(HUGE_PAGE);
@@ -201,8 +341,7 @@ fn map(bytes: usize, huge: bool) -> Result<Buffer, OutOfMemory> {
         // Advice is a wish: a kernel built without huge pages refuses it, and small ones serve.
         let _ = madvise(start.cast(), kept, advice);
     }
-    let ptr = NonNull::new(start).ok_or(out_of_memory)?;
-    Ok(Buffer { ptr, len: bytes, owner: Owner::Mapping(kept), marker: PhantomData })
+    Ok((NonNull::new(start).ok_or(out_of_memory)?, kept))
 }
 
 #[cfg(test)]
@@ -220,6 +359,50 @@ mod tests {
                 assert!(buffer.as_slice::<f32>().iter().all(|&x| x == 0.0));
                 buffer.as_mut_slice::<f32>().fill(1.5);
                 assert_eq!(buffer.as_slice::<f32>(), vec![1.5; bytes / 4]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_reserved_buffer_grows_in_place() {
+        for hugepages in [HugePages::Auto, HugePages::Always, HugePages::Never] {
+            let placement = Placement { hugepages };
+            for capacity in [0, 1, 5000, 3 * HUGE_PAGE + 5] {
+                let mut buffer = Buffer::reserve(capacity, placement).unwrap();
+                let start = buffer.as_slice::<f32>().as_ptr();
+                assert!(buffer.is_empty());
+                for len in [0, capacity / 3, capacity / 3, capacity] {
+                    let old = buffer.as_slice::<f32>().len();
+                    buffer.extend(len).unwrap();
+                    assert_eq!(
+                        buffer.held(),
+                        placement.held(len, Some(capacity)),
+                        "{hugepages:?} {capacity} {len}"
+                    );
+                    let all = buffer.as_mut_slice::<f32>();
+                    assert_eq!((all.len(), all.as_ptr()), (len / 4, start));
+                    assert!(all[..old].iter().all(|&x| x == 7.0) && all[old..].iter().all(|&x| x == 0.0));
+                    all.fill(7.0);
+                }
+            }
+        }
+        let vast = Buffer::reserve(usize::MAX / 2, Placement::default()).unwrap_err();
+        assert_eq!(vast, OutOfMemory { bytes: usize::MAX / 2 });
+    }
+
+    #[test]
+    #[should_panic(expected = "longer than was reserved")]
+    fn no_buffer_grows_beyond_what_was_reserved() {
+        let mut buffer = Buffer::reserve(5000, Placement::default()).unwrap();
+        let _ = buffer.extend(3 * HUGE_PAGE);
+    }
+
+    #[test]
+    fn what_is_held_is_known_beforehand() {
+        for hugepages in [HugePages::Auto, HugePages::Always, HugePages::Never] {
+            let placement = Placement { hugepages };
+            for bytes in [0, 1, 4096, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1] {
+                assert_eq!(Buffer::zeroed(bytes, placement).unwrap().held(), placement.held(bytes, None));
             }
         }
     }

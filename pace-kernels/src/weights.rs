@@ -67,10 +67,12 @@ impl PackedWeights {
     where
         F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     {
-        Self::pack_into(spec.into(), n, k, par, fill, |bytes| Buffer::zeroed(bytes, Placement::default()))
+        let memory = |bytes| Buffer::zeroed(bytes, Placement::default());
+        Self::pack_into(spec.into(), n, k, par, fill, memory, false)
     }
 
-    /// As [`pack`](Self::pack), with memory from an arena, so that small matrices share huge pages.
+    /// As [`pack`](Self::pack), with memory from an arena, so that small matrices share huge pages. From an arena that
+    /// another process has filled nothing is packed, and `fill` is not called.
     ///
     /// # Errors
     /// As [`pack`](Self::pack).
@@ -88,7 +90,7 @@ impl PackedWeights {
     where
         F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     {
-        Self::pack_into(spec.into(), n, k, par, fill, |bytes| arena.zeroed(bytes))
+        Self::pack_into(spec.into(), n, k, par, fill, |bytes| arena.zeroed(bytes), arena.is_filled())
     }
 
     fn pack_into<E: Send, F>(
@@ -98,6 +100,7 @@ impl PackedWeights {
         par: &Par<'_>,
         fill: F,
         memory: impl Fn(usize) -> Result<Buffer, OutOfMemory>,
+        filled: bool,
     ) -> Result<Self, PackError<E>>
     where
         F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
@@ -112,6 +115,9 @@ impl PackedWeights {
             None => product(&[n, k, spec.format.step_bytes() / spec.format.step_inputs()])?,
         };
         packed.data = memory(bytes)?;
+        if filled {
+            return Ok(packed);
+        }
         match (packed.panels(), spec.format) {
             (Some(panels), _) => pack_panels(packed.data.as_mut_slice(), &panels, par, &fill)?,
             (None, WeightFormat::F16) => pack_rows(packed.data.as_mut_slice::<f16>(), n, k, par, &fill)?,

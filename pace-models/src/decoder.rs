@@ -1,8 +1,9 @@
 //! [`Decoder`]: the one implementation of [`Model`], driven by a [`DecoderSpec`].
 
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Placement, Unit};
+use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Unit};
 use pace_ops::{
     AttentionShape, Backend, Embedding, LayerKind, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles,
     Selection, Work,
@@ -52,8 +53,13 @@ impl Decoder {
         arch.validate_shapes(source, spec)?;
         let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
         let (activations, bytes) = (options.activations, spec.weight_bytes(options.weights));
-        let arena = Arena::new(Placement::default());
-        let mut loader = TensorLoader { source, arch, spec, options, selection, par, arena, progress };
+        let arena = match &options.shared {
+            Some(memory) => Arena::shared(options.placement, Arc::clone(memory)),
+            None => Arena::new(options.placement),
+        };
+        let layout = DefaultHasher::new();
+        let mut loader =
+            TensorLoader { source, arch, spec, options, selection, par, arena, layout, progress };
         let (embedding, lm_head) = load_vocabulary(&mut loader)?;
         let layers = (0..spec.n_layers).map(|i| Layer::load(&mut loader, i)).collect::<Result<_, _>>()?;
         let final_norm = load_norm(&mut loader, Role::FinalNorm)?;
@@ -70,7 +76,12 @@ impl Decoder {
             lm_head,
             rope,
             frequencies: RopeFrequencies::new(&spec.rope, spec.head_dim),
-            weights: WeightMemory { bytes, huge_share: loader.arena.huge_share() },
+            weights: WeightMemory {
+                bytes,
+                huge_share: loader.arena.huge_share(),
+                layout: loader.layout.finish(),
+                addresses: loader.arena.addresses(),
+            },
             attention: attention_shape(spec),
             selection: loader.selection,
         })
@@ -131,7 +142,7 @@ impl Model for Decoder {
     }
 
     fn weights(&self) -> WeightMemory {
-        self.weights
+        self.weights.clone()
     }
 
     fn selection(&self) -> &Selection {

@@ -1,18 +1,25 @@
 //! [`Model`]: what the engine needs of a model.
 
+use std::ops::Range;
+
 use pace_kernels::{ActRef, DType, MatMut};
 use pace_ops::{OpCx, Selection};
 
 use crate::{DecoderSpec, Sequence, Workspace};
 
 /// The memory of a model's packed weights.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WeightMemory {
     /// Bytes.
     pub bytes: usize,
     /// The part of the matrices that lies in huge pages, from 0 to 1, measured after loading; none where the system
     /// does not tell.
     pub huge_share: Option<f64>,
+    /// Tells apart how matrices may be packed. Memory of another process may be used as weights only if this is equal
+    /// there.
+    pub layout: u64,
+    /// Where the matrices lie: addresses of this process, for asking the system about them.
+    pub addresses: Vec<Range<usize>>,
 }
 
 /// A loaded model: weights and operators, no state of any sequence.

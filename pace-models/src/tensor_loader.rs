@@ -1,10 +1,14 @@
 //! [`TensorLoader`]: named tensors of a source to packed weights.
 
+use std::hash::{DefaultHasher, Hash};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pace_kernels::{Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Scratch, WeightFormat};
+use pace_kernels::{
+    Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Placement, Scratch, SharedMemory,
+    WeightFormat,
+};
 use pace_ops::{BuildCx, Choice, OpCx, OpError, OpShape, OperatorConfig, Plan, Selection, SelfTest};
 
 use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
@@ -32,6 +36,11 @@ pub struct LoadOptions {
     pub l3_bytes: Option<usize>,
     /// Bytes of the smallest last-level cache of the engine's CPUs, for the number of chunks.
     pub smallest_l3: Option<usize>,
+    /// The memory of the matrices, if other processes are to have them, too, or have filled it already. Files are then
+    /// read for the rest alone.
+    pub shared: Option<Arc<SharedMemory>>,
+    /// How the memory of the matrices is had.
+    pub placement: Placement,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,
@@ -50,7 +59,9 @@ impl LoadOptions {
             panel_width: None,
             imbps_chunks: None,
             l3_bytes: None,
+            shared: None,
             smallest_l3: None,
+            placement: Placement::default(),
             allow_nonfinite: false,
         }
     }
@@ -77,6 +88,8 @@ pub(crate) struct TensorLoader<'a> {
     pub(crate) par: Par<'a>,
     /// The memory of the matrices.
     pub(crate) arena: Arena,
+    /// What each matrix was packed as, in their order.
+    pub(crate) layout: DefaultHasher,
     pub(crate) progress: &'a (dyn Fn(usize) + Sync),
 }
 
@@ -104,13 +117,14 @@ impl TensorLoader<'_> {
 
     /// Packs the rows of `roles`, one below the other, into one `[n, k]` matrix.
     pub(crate) fn matrix(
-        &self,
+        &mut self,
         roles: &[Role],
         k: usize,
         spec: impl Into<PackSpec>,
     ) -> Result<Arc<PackedWeights>, ModelError> {
         let parts = self.parts(roles);
-        let n = parts.last().map_or(0, |p| p.rows.end);
+        let (n, spec) = (parts.last().map_or(0, |p| p.rows.end), spec.into());
+        (n, k, spec).hash(&mut self.layout);
         let packed = PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
             for part in &parts {
                 let from = rows.start.max(part.rows.start);
@@ -124,6 +138,10 @@ impl TensorLoader<'_> {
             Ok(())
         });
         match packed {
+            Ok(weights) if self.arena.is_filled() => {
+                (self.progress)(n * k);
+                Ok(Arc::new(weights))
+            }
             Ok(weights) => {
                 parts.iter().try_for_each(|part| self.refuse_zeros(part))?;
                 Ok(Arc::new(weights))

@@ -128,6 +128,17 @@ pub enum KvError {
         /// The sequence's maximum.
         max: usize,
     },
+    /// More allocations than tokens, or none.
+    #[error(
+        "the KV cache is to grow in {asked} splits (--bmc-splits or PACE_BMC_NUM_SPLITS): right is a number from 1 to \
+         {max}, the longest length of the sequence"
+    )]
+    Splits {
+        /// Splits asked for.
+        asked: usize,
+        /// The sequence's maximum length.
+        max: usize,
+    },
     /// There is no memory.
     #[error("no memory for {bytes} bytes of KV cache")]
     OutOfMemory {

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = Arc::new(ModelFiles::open(&ModelRef::parse(model)?)?);
     let mut config = EngineConfig::detect(DType::Bf16, None)?;
     config.load.operators = OperatorConfig::native();
-    config.kv_cache = KvCacheKind::Static;
+    config.kv_cache = KvCacheKind::Bmc.into();
     let request = Request {
         prompt: match prompt {
             Some(text) => files.require_tokenizer()?.encode(text, true, true)?,

@@ -1,11 +1,17 @@
 //! [`Env`]: the only reader of the environment (`PACE_ISA` apart, which `pace_kernels::Isa::from_env` reads).
 
+mod variables;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use pace_ops::{ConfigError, OperatorConfig};
+
+use crate::platform::cores::parse_gomp_affinity;
+
+pub use self::variables::{VARIABLES, Variable};
 
 /// What the environment says. Unset and empty variables are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +40,22 @@ pub struct Env {
     pub panel_width: Option<usize>,
     /// `IMBPS_BLOCK_SIZE`: parts of the MLP's intermediate dimension, 1 to 1024.
     pub imbps_chunks: Option<usize>,
+    /// `OMP_NUM_THREADS`: threads, 1 to 4096. Of a list, one number for each level of nesting, the first.
+    pub omp_num_threads: Option<usize>,
+    /// `GOMP_CPU_AFFINITY`: the CPUs of the threads, in their order.
+    pub gomp_cpu_affinity: Option<Vec<usize>>,
+    /// `LD_PRELOAD`: libraries that the dynamic linker loads first.
+    pub ld_preload: Option<OsString>,
+    /// `LD_LIBRARY_PATH`: folders that the dynamic linker searches first.
+    pub ld_library_path: Vec<PathBuf>,
+    /// `CONDA_PREFIX`: the conda environment in use.
+    pub conda_prefix: Option<PathBuf>,
+    /// `PACE_BMC_NUM_SPLITS`: allocations of a BMC cache, 1 to [`MAX_BMC_SPLITS`] and to the length of a sequence.
+    pub bmc_splits: Option<usize>,
 }
+
+/// More splits than the longest sequences have tokens.
+pub const MAX_BMC_SPLITS: usize = 1 << 20;
 
 /// A text that must not be seen: nothing prints it.
 #[derive(Clone, PartialEq, Eq)]
@@ -82,6 +103,14 @@ pub enum EnvError {
         /// What would be right.
         range: RangeInclusive<usize>,
     },
+    /// It is no list of CPUs.
+    #[error("environment variable {name}: `{value}` is no list of CPUs, such as `0-3` or `0 2 8-14:2`")]
+    CpuList {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// `PACE_OP_CONFIG` describes no configuration of operators.
     #[error("environment variable PACE_OP_CONFIG: {0}")]
     Operators(#[from] ConfigError),
@@ -127,8 +156,27 @@ impl Env {
                 .unwrap_or_default(),
             panel_width: text("LIBXSMM_BLOCK_SIZE").map(panel_width).transpose()?,
             imbps_chunks: integer("IMBPS_BLOCK_SIZE", text("IMBPS_BLOCK_SIZE"), 1..=1024)?,
+            omp_num_threads: text("OMP_NUM_THREADS").map(omp_num_threads).transpose()?,
+            gomp_cpu_affinity: text("GOMP_CPU_AFFINITY").map(gomp_cpu_affinity).transpose()?,
+            ld_preload: get("LD_PRELOAD"),
+            ld_library_path: get("LD_LIBRARY_PATH")
+                .map(|paths| std::env::split_paths(&paths).filter(|p| p.is_absolute()).collect())
+                .unwrap_or_default(),
+            conda_prefix: path("CONDA_PREFIX"),
+            bmc_splits: integer("PACE_BMC_NUM_SPLITS", text("PACE_BMC_NUM_SPLITS"), 1..=MAX_BMC_SPLITS)?,
         })
     }
+}
+
+/// Every variable of [`VARIABLES`] with what may be shown of its value; none if it is not set.
+#[allow(clippy::disallowed_methods)]
+pub fn values() -> Vec<(Variable, Option<String>)> {
+    VARIABLES.iter().map(|variable| (*variable, variable.shown(&|name| std::env::var_os(name)))).collect()
+}
+
+/// Variables of the environment that begin with `PACE_` and mean nothing, each with the one that may have been meant.
+pub fn unknown_names() -> Vec<(String, Option<&'static str>)> {
+    variables::unknown(std::env::vars_os().map(|(name, _)| name))
 }
 
 impl Secret {
@@ -188,6 +236,20 @@ fn panel_width(value: String) -> Result<usize, EnvError> {
         "64" => Ok(64),
         _ => Err(EnvError::Unknown { name: "LIBXSMM_BLOCK_SIZE", value, known: "32, 64" }),
     }
+}
+
+/// OpenMP takes one number for each level of nested regions; here, nothing is nested.
+fn omp_num_threads(value: String) -> Result<usize, EnvError> {
+    const NAME: &str = "OMP_NUM_THREADS";
+    let first = value.split(',').next().unwrap_or_default().trim().to_owned();
+    match integer(NAME, Some(first), 1..=4096) {
+        Ok(Some(threads)) => Ok(threads),
+        _ => Err(EnvError::OutOfRange { name: NAME, value, range: 1..=4096 }),
+    }
+}
+
+fn gomp_cpu_affinity(value: String) -> Result<Vec<usize>, EnvError> {
+    parse_gomp_affinity(&value).ok_or(EnvError::CpuList { name: "GOMP_CPU_AFFINITY", value })
 }
 
 fn integer(
@@ -291,5 +353,19 @@ mod tests {
                 "{err}"
             );
         }
+    }
+
+    #[test]
+    fn openmp_s_variables_are_read_as_openmp_does() {
+        let threads = |value| env(&[("OMP_NUM_THREADS", value)]).map(|env| env.omp_num_threads);
+        assert_eq!([threads(""), threads("4"), threads("8, 2")], [Ok(None), Ok(Some(4)), Ok(Some(8))]);
+        for bad in ["0", "-1", "4097", "x", ",2"] {
+            let err = threads(bad).unwrap_err().to_string();
+            assert!(err.contains("OMP_NUM_THREADS") && err.contains(bad) && err.contains("4096"), "{err}");
+        }
+        let cpus = |value| env(&[("GOMP_CPU_AFFINITY", value)]).map(|env| env.gomp_cpu_affinity);
+        assert_eq!(cpus("0-4:2 1"), Ok(Some(vec![0, 2, 4, 1])));
+        let err = cpus("0-").unwrap_err().to_string();
+        assert!(err.contains("GOMP_CPU_AFFINITY") && err.contains("`0-`"), "{err}");
     }
 }

@@ -14,9 +14,12 @@ use pace_models::{DecoderSpec, LoadOptions, Model, ModelError};
 use pace_ops::{Chosen, Demotion, OpCx, OpShape, Selection};
 
 use self::worker::Weights;
-use crate::kv_cache::KvCacheKind;
+use crate::kv_cache::KvConfig;
 use crate::metrics::{Counters, EngineMetrics};
-use crate::platform::{ThreadBudget, topology};
+use crate::platform::cores::CoreRequest;
+use crate::platform::numa::NumaMemory;
+use crate::platform::topology::Topology;
+use crate::platform::{ThreadBudget, affinity, topology};
 use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
 use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, Scoring, Task, check_memory};
 use crate::tokenizer::Tokenizer;
@@ -33,12 +36,18 @@ pub struct EngineConfig {
     pub decode_threads: Option<usize>,
     /// Whether threads are pinned to their CPU.
     pub pin: bool,
+    /// The CPUs that threads must not leave while they are not pinned; empty: wherever the process may run.
+    pub within: Vec<usize>,
+    /// Where memory goes on a machine with several NUMA nodes.
+    pub numa_memory: NumaMemory,
+    /// The NUMA node for the engine's memory; none: those of its CPUs.
+    pub memory_node: Option<usize>,
     /// The instruction sets to use.
     pub isa: Isa,
     /// Formats and operators.
     pub load: LoadOptions,
     /// How caches get their memory.
-    pub kv_cache: KvCacheKind,
+    pub kv_cache: KvConfig,
     /// How requests share the engine.
     pub batching: Batching,
     /// Whether operators are timed, for [`EngineHandle::profile`] and [`EngineHandle::trace`].
@@ -53,7 +62,16 @@ impl EngineConfig {
     /// # Errors
     /// `PACE_ISA` asks for what there is not.
     pub fn detect(dtype: DType, threads: Option<usize>) -> Result<Self, RuntimeError> {
-        let budget = ThreadBudget::detect(threads);
+        Self::on_cores(dtype, &CoreRequest::threads(threads))
+    }
+
+    /// As [`detect`](Self::detect), on the CPUs of a request. CPUs that are named are taken to be this engine's own, so
+    /// its threads are pinned there.
+    ///
+    /// # Errors
+    /// As [`detect`](Self::detect); a CPU is named that the process may not use, or a NUMA node that there is not.
+    pub fn on_cores(dtype: DType, request: &CoreRequest) -> Result<Self, RuntimeError> {
+        let budget = ThreadBudget::for_request(request)?;
         tracing::info!("{} threads: {}", budget.cpus.len(), budget.reason);
         if budget.oversubscribed {
             tracing::warn!(
@@ -68,17 +86,20 @@ impl EngineConfig {
         };
         let smallest_l3 = topology::smallest_l3(Path::new("/"), &budget.cpus);
         Ok(Self {
-            pin: budget.whole,
+            pin: budget.pin,
             cpus: budget.cpus,
+            within: if budget.named { budget.within } else { Vec::new() },
             prefill_threads: None,
             decode_threads: None,
+            numa_memory: NumaMemory::default(),
+            memory_node: None,
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
                 smallest_l3,
                 ..LoadOptions::new(weights, activations)
             },
-            kv_cache: KvCacheKind::default(),
+            kv_cache: KvConfig::default(),
             batching: Batching::default(),
             profile: false,
         })
@@ -113,6 +134,10 @@ impl EngineConfig {
     /// The first `threads` threads, of which the caller becomes the first.
     pub(crate) fn pool(&self, threads: usize) -> Result<Pool, RuntimeError> {
         let cpus = &self.cpus[..threads];
+        // Workers inherit where the thread that makes them may run.
+        if !self.pin && !self.within.is_empty() && !affinity::confine(&self.within) {
+            tracing::warn!("threads cannot be kept on CPUs {}", topology::format_cpu_list(&self.within));
+        }
         let pool = if self.pin { Pool::new(cpus)? } else { Pool::unpinned(threads)? };
         if self.pin && !pool.pin_caller() {
             tracing::warn!("the engine's thread cannot be pinned to CPU {}", cpus[0]);
@@ -120,9 +145,14 @@ impl EngineConfig {
         Ok(pool)
     }
 
+    /// The NUMA nodes that the engine's memory belongs to.
+    fn memory_nodes(&self) -> Vec<usize> {
+        self.memory_node.map_or_else(|| Topology::detect().nodes_of(&self.cpus), |node| vec![node])
+    }
+
     /// How caches are made.
     const fn kv_plan(&self) -> KvPlan {
-        KvPlan { kind: self.kv_cache, dtype: self.load.kv }
+        KvPlan { config: self.kv_cache, dtype: self.load.kv }
     }
 }
 
@@ -148,6 +178,11 @@ pub struct EngineInfo {
     pub weight_bytes: usize,
     /// The part of the weights' memory that lies in huge pages, from 0 to 1; none where the system does not tell.
     pub huge_share: Option<f64>,
+    /// Tells apart how weights may be packed; processes that share weights have the same.
+    pub weight_layout: u64,
+    /// The part of the weights' memory, from 0 to 1, that lies on other NUMA nodes than those of the threads; none on
+    /// a machine of one node, and where the system does not tell.
+    pub remote_share: Option<f64>,
     /// What the operators are computed with.
     pub operators: Vec<Chosen>,
     /// Operators that were left to the reference because a backend failed its self-test.
@@ -219,9 +254,10 @@ impl EngineHandle {
 
     fn run(
         weights: Weights,
-        config: EngineConfig,
+        mut config: EngineConfig,
         tokenizer: Option<Arc<Tokenizer>>,
     ) -> Result<Self, RuntimeError> {
+        config.kv_cache = config.kv_cache.calibrated();
         let (ready_tx, ready_rx) = channel();
         let (messages_tx, messages_rx) = channel();
         let stopping = Arc::new(AtomicBool::new(false));
@@ -241,6 +277,11 @@ impl EngineHandle {
     /// What the engine turned out to be.
     pub fn info(&self) -> &EngineInfo {
         &self.inner.info
+    }
+
+    /// How the engine's caches get their memory.
+    pub fn kv_cache(&self) -> KvConfig {
+        self.inner.config.kv_cache
     }
 
     /// The kernels that were generated for the model; none where the CPU or the system does not let any be.

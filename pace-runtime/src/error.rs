@@ -9,6 +9,8 @@ use pace_ops::KvError;
 use crate::chat::ChatError;
 use crate::config::EnvError;
 use crate::generation_config::GenerationConfigError;
+use crate::instance::PartitionError;
+use crate::platform::cores::CoreError;
 use crate::sampler::{ParamError, SampleError};
 use crate::tokenizer::TokenizerError;
 
@@ -37,6 +39,9 @@ pub enum RuntimeError {
     /// An environment variable has a value that means nothing.
     #[error(transparent)]
     Env(#[from] EnvError),
+    /// Threads were asked for on CPUs or a node that there are not.
+    #[error(transparent)]
+    Cores(#[from] CoreError),
     /// The CPU cannot run the tier asked for.
     #[error(transparent)]
     Isa(#[from] IsaError),
@@ -112,6 +117,9 @@ pub enum RuntimeError {
         /// Where the limit comes from.
         source_of_limit: String,
     },
+    /// The machine cannot be divided so.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
     /// A KV cache would exceed the memory of all caches.
     #[error(
         "a KV cache for {tokens} tokens takes {need} bytes, all caches may hold {limit} (--kv-memory) and {held} are \
@@ -170,6 +178,7 @@ impl RuntimeError {
     /// Whose fault this is.
     pub const fn kind(&self) -> ErrorKind {
         match self {
+            Self::Kv(KvError::Splits { .. }) => ErrorKind::Usage,
             Self::Model(ModelError::OutOfMemory { .. })
             | Self::Pool(_)
             | Self::Kv(_)
@@ -186,6 +195,8 @@ impl RuntimeError {
             )
             | Self::Param(_)
             | Self::Env(_)
+            | Self::Partition(_)
+            | Self::Cores(_)
             | Self::EmptyPrompt
             | Self::PromptTooLong { .. }
             | Self::ContextTooLong { .. }

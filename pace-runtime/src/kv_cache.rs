@@ -1,18 +1,83 @@
 //! KV caches: one per sequence, all behind [`pace_ops::KvCache`].
+//!
+//! A cache is told by when it grows and how. [`KvCacheKind::Static`] never grows. [`KvCacheKind::Dynamic`] grows by copy
+//! whenever a block of 64 tokens is full, the least that a layout of blocks allows. [`KvCacheKind::Bmc`] ("balancing
+//! memory and compute") grows in parts, which may be longer. Rows beyond the sequence's length are spare: they cost no
+//! time, and speculative tokens can be stored and dropped there.
 
-mod static_cache;
+mod cost;
+mod parted;
+mod region;
+mod schedule;
 
-use pace_kernels::KvLayout;
+use std::fmt;
+
+use pace_kernels::{Buffer, DType, KV_BLOCK, KvLayout, Placement};
+use pace_models::DecoderSpec;
 use pace_ops::{KvCache, KvError};
 
-pub use self::static_cache::StaticKvCache;
+use self::parted::PartedKvCache;
+use self::schedule::Schedule;
+
+pub use self::cost::{KvCandidate, KvCostModel, KvPlanTable, KvWorkload};
 
 /// How a cache gets its memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvCacheKind {
+    /// Copied into a longer one whenever a block is full.
+    Dynamic,
     /// Room for the longest sequence from the start; pages are touched as they are used.
-    #[default]
     Static,
+    /// Grown in parts, as [`BmcConfig`] says.
+    #[default]
+    Bmc,
+}
+
+/// How the parts of a BMC cache follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BmcGrowth {
+    /// Each allocation is twice the one before, the last one the maximum length.
+    #[default]
+    Doubling,
+    /// Each allocation adds as many rows.
+    Linear,
+}
+
+/// What happens to the rows that a BMC cache holds when it grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BmcGrow {
+    /// They are copied into new memory, layer by layer.
+    Copy,
+    /// They stay: the addresses of the longest sequence are reserved, and memory is committed from part to part. Where
+    /// the system refuses the addresses, or does not know the difference, it is copied.
+    #[default]
+    Commit,
+}
+
+/// Settings of [`KvCacheKind::Bmc`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BmcConfig {
+    /// Allocations up to the maximum length, from 1 to that length; parts below a block are merged. None: the cost
+    /// model chooses.
+    pub splits: Option<usize>,
+    /// How parts follow each other. None: by doubling if `splits` is given, else the cost model chooses.
+    pub growth: Option<BmcGrowth>,
+    /// How it grows.
+    pub grow: BmcGrow,
+    /// What growing costs on this machine.
+    pub cost: KvCostModel,
+}
+
+/// Which caches an engine makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct KvConfig {
+    /// How they get their memory.
+    pub kind: KvCacheKind,
+    /// Settings of one kind.
+    pub bmc: BmcConfig,
+    /// Where their memory lies. Unless it says always or never, a cache that grows lies in huge pages if it is 16 MiB or
+    /// longer in the end.
+    pub placement: Placement,
 }
 
 /// The shape of a cache.
@@ -30,128 +95,164 @@ pub struct KvShape {
 
 impl KvCacheKind {
     /// Every kind.
-    pub const ALL: [Self; 1] = [Self::Static];
+    pub const ALL: [Self; 3] = [Self::Dynamic, Self::Static, Self::Bmc];
 
     /// The name used everywhere: lower case.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Dynamic => "dynamic",
             Self::Static => "static",
+            Self::Bmc => "bmc",
         }
     }
 
-    /// Bytes that a cache of this kind and shape comes to hold at most, while it grows, too.
-    pub const fn peak_bytes(self, shape: &KvShape) -> usize {
-        let blocks = shape.max_len.div_ceil(pace_kernels::KV_BLOCK);
-        let rows = shape.n_layers.saturating_mul(shape.n_kv_heads).saturating_mul(blocks);
-        rows.saturating_mul(shape.layout.block_bytes())
-    }
-
-    /// An empty cache of this kind.
+    /// An empty cache of this kind with the default settings.
     ///
     /// # Errors
-    /// There is no memory.
+    /// As [`KvConfig::build`].
     pub fn build(self, shape: KvShape) -> Result<Box<dyn KvCache>, KvError> {
-        match self {
-            Self::Static => Ok(Box::new(StaticKvCache::new(shape)?)),
+        KvConfig::from(self).build(shape)
+    }
+}
+
+impl KvConfig {
+    /// The same with the cost of copies measured, where that decides something: it takes some 20 ms.
+    pub fn calibrated(mut self) -> Self {
+        let BmcConfig { splits, grow, .. } = self.bmc;
+        if self.kind == KvCacheKind::Bmc && splits.is_none() && grow.effective() == BmcGrow::Copy {
+            self.bmc.cost = KvCostModel::measure();
         }
+        self
+    }
+
+    /// Checks the settings against the length that a sequence is admitted with.
+    ///
+    /// # Errors
+    /// There are to be more splits than tokens, or none.
+    pub const fn check(&self, max_len: usize) -> Result<(), KvError> {
+        match (self.kind, self.bmc.splits) {
+            (KvCacheKind::Bmc, Some(asked)) if asked == 0 || asked > max_len => {
+                Err(KvError::Splits { asked, max: max_len })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// There is no memory, or [`check`](Self::check) fails.
+    pub fn build(&self, shape: KvShape) -> Result<Box<dyn KvCache>, KvError> {
+        self.check(shape.max_len)?;
+        let cache = PartedKvCache::new(self, shape, self.schedule(&shape))?;
+        Ok(Box::new(cache))
+    }
+
+    /// Bytes that a cache of this shape comes to hold at most, what is there twice during a copy included.
+    pub fn peak_bytes(&self, shape: &KvShape) -> usize {
+        self.schedule(shape).peak_bytes(shape, self.kind, self.grow(), self.placement)
+    }
+
+    /// What the settings that BMC can have would cost a batch of sequences of this shape, and which of them is taken
+    /// where none is given.
+    pub fn table(&self, shape: &KvShape, workload: KvWorkload) -> KvPlanTable {
+        KvPlanTable::new(self, shape, workload)
+    }
+
+    fn schedule(&self, shape: &KvShape) -> Schedule {
+        let max = shape.max_blocks();
+        let (splits, growth) = match self.kind {
+            KvCacheKind::Static => (1, BmcGrowth::Doubling),
+            KvCacheKind::Dynamic => (max, BmcGrowth::Linear),
+            KvCacheKind::Bmc => match self.bmc.splits {
+                Some(splits) => (splits, self.bmc.growth.unwrap_or_default()),
+                None => {
+                    let table = self.table(shape, KvWorkload { batch: 1, expected_len: shape.max_len });
+                    (table.choice().splits, table.choice().growth)
+                }
+            },
+        };
+        Schedule::new(max, splits, growth)
+    }
+
+    fn grow(&self) -> BmcGrow {
+        match self.kind {
+            KvCacheKind::Bmc => self.bmc.grow.effective(),
+            KvCacheKind::Dynamic | KvCacheKind::Static => BmcGrow::Copy,
+        }
+    }
+}
+
+impl From<KvCacheKind> for KvConfig {
+    fn from(kind: KvCacheKind) -> Self {
+        Self { kind, ..Self::default() }
+    }
+}
+
+impl fmt::Display for KvConfig {
+    /// The kind, with the settings that were given: `bmc splits=4 growth=linear grow=copy`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.name())?;
+        if self.kind == KvCacheKind::Bmc {
+            if let Some(splits) = self.bmc.splits {
+                write!(f, " splits={splits}")?;
+            }
+            if let Some(growth) = self.bmc.growth {
+                write!(f, " growth={}", growth.name())?;
+            }
+            if self.bmc.grow == BmcGrow::Copy {
+                f.write_str(" grow=copy")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BmcGrowth {
+    /// The name used everywhere: lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Doubling => "doubling",
+            Self::Linear => "linear",
+        }
+    }
+}
+
+impl BmcGrow {
+    /// The name used everywhere: lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Commit => "commit",
+        }
+    }
+
+    /// What this system does for it.
+    const fn effective(self) -> Self {
+        if Buffer::GROWS_IN_PLACE { self } else { Self::Copy }
+    }
+}
+
+impl KvShape {
+    /// The shape of the caches of a model, for sequences of up to `max_len` tokens.
+    ///
+    /// # Panics
+    /// `dtype` is neither f32 nor bf16.
+    pub fn new(spec: &DecoderSpec, dtype: DType, max_len: usize) -> Self {
+        let layout = KvLayout::new(dtype, spec.head_dim);
+        Self { n_layers: spec.n_layers, n_kv_heads: spec.n_kv_heads, layout, max_len }
+    }
+
+    /// Blocks of the longest sequence.
+    const fn max_blocks(&self) -> usize {
+        self.max_len.div_ceil(KV_BLOCK)
+    }
+
+    /// Bytes of `blocks` blocks of each head in `layers` layers; none if they overflow.
+    fn bytes(&self, layers: usize, blocks: usize) -> Option<usize> {
+        [layers, self.n_kv_heads, blocks].into_iter().try_fold(self.layout.block_bytes(), usize::checked_mul)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use pace_kernels::{ActRef, DType, KV_BLOCK, Kernels, MatRef, Par, Pool};
-    use pace_ops::KvRows;
-    use proptest::prelude::*;
-
-    /// What a cache must do, step by step, against a plain vector of rows.
-    #[derive(Clone, Debug)]
-    enum Step {
-        Append(usize),
-        Truncate(usize),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![(1usize..70).prop_map(Step::Append), (0usize..90).prop_map(Step::Truncate)];
-        prop::collection::vec(step, 1..12)
-    }
-
-    /// A value that bf16 holds exactly and that tells token, layer, head, dimension and k from v.
-    fn value(token: usize, layer: usize, head: usize, dim: usize, is_v: bool) -> f32 {
-        let mixed = token * 7 + layer * 31 + head * 13 + dim * 3 + usize::from(is_v) * 101;
-        (mixed % 251) as f32 - 125.0
-    }
-
-    fn append(cache: &mut dyn KvCache, par: Par<'_>, shape: &KvShape, tokens: std::ops::Range<usize>) {
-        let (d, heads) = (shape.layout.head_dim(), shape.n_kv_heads);
-        for layer in 0..shape.n_layers {
-            let rows = |is_v| -> Vec<f32> {
-                let row = |t| (0..heads * d).map(move |i| value(t, layer, i / d, i % d, is_v));
-                tokens.clone().flat_map(row).collect()
-            };
-            let (k, v) = (rows(false), rows(true));
-            let [k, v] = [&k, &v].map(|rows| ActRef::F32(MatRef::new(rows, tokens.len(), heads * d)));
-            cache.append(par, layer, KvRows { first: tokens.start, k, v });
-        }
-        cache.set_len(tokens.end);
-    }
-
-    fn check(cache: &dyn KvCache, shape: &KvShape, len: usize) {
-        let (d, kernels) = (shape.layout.head_dim(), Kernels::detect());
-        let mut buf = vec![0.0; KV_BLOCK * d];
-        for layer in 0..shape.n_layers {
-            for head in 0..shape.n_kv_heads {
-                let mut next = 0;
-                cache.for_each_run(layer, head, len, &mut |run| {
-                    assert_eq!(run.first_token, next, "runs follow each other");
-                    for i in 0..run.block_count(&shape.layout) {
-                        let block = run.block(&shape.layout, i);
-                        let tokens = KV_BLOCK.min(len.saturating_sub(next));
-                        shape.layout.unpack_k(&kernels, block, tokens, &mut buf);
-                        for (t, i) in (0..tokens).flat_map(|t| (0..d).map(move |i| (t, i))) {
-                            assert_eq!(buf[i * KV_BLOCK + t], value(next + t, layer, head, i, false));
-                        }
-                        shape.layout.unpack_v(&kernels, block, tokens, &mut buf);
-                        for (t, i) in (0..tokens).flat_map(|t| (0..d).map(move |i| (t, i))) {
-                            assert_eq!(buf[t * d + i], value(next + t, layer, head, i, true));
-                        }
-                        next += KV_BLOCK;
-                    }
-                });
-                assert!(next >= len, "runs cover the length");
-            }
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        #[test]
-        fn every_kind_is_a_vector_of_rows(steps in steps(), bf16: bool, d in 1usize..20) {
-            let pool = Pool::unpinned(2).unwrap();
-            for kind in KvCacheKind::ALL {
-                let dtype = if bf16 { DType::Bf16 } else { DType::F32 };
-                let layout = KvLayout::new(dtype, d);
-                let shape = KvShape { n_layers: 2, n_kv_heads: 3, layout, max_len: 200 };
-                let mut cache = kind.build(shape).unwrap();
-                for step in &steps {
-                    let len = cache.len();
-                    match *step {
-                        Step::Append(n) if len + n > shape.max_len => {
-                            let err = cache.reserve(len + n).unwrap_err();
-                            prop_assert_eq!(err, KvError::TooLong { asked: len + n, max: 200 });
-                        }
-                        Step::Append(n) => {
-                            cache.reserve(len + n).unwrap();
-                            append(cache.as_mut(), pool.par(), &shape, len..len + n);
-                        }
-                        Step::Truncate(to) => cache.set_len(to.min(len)),
-                    }
-                    check(cache.as_ref(), &shape, cache.len());
-                    let usage = cache.usage();
-                    prop_assert!(usage.capacity_rows >= cache.len());
-                    prop_assert_eq!(usage.kind, kind.name());
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -3,9 +3,11 @@
 
 pub mod chat;
 pub mod config;
+pub mod doctor;
 mod engine;
 mod error;
 pub mod generation_config;
+mod instance;
 pub mod kv_cache;
 mod loader;
 mod metrics;
@@ -18,10 +20,13 @@ mod scheduler;
 pub mod tokenizer;
 
 pub use pace_kernels::DType;
-pub use pace_ops::{Chosen, Demotion, OperatorConfig, Plan, ProfileReport, ProfileRow, Trace, write_traces};
+pub use pace_ops::{
+    Chosen, Demotion, Limits, OperatorConfig, Plan, ProfileReport, ProfileRow, Trace, write_traces,
+};
 
 pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress};
 pub use error::{ErrorKind, RuntimeError};
+pub use instance::{Completion, Instances, Part, PartitionError, WorkQueue, partition};
 pub use loader::{FormatShare, ModelFiles, ModelRef};
 pub use metrics::EngineMetrics;
 pub use request::{

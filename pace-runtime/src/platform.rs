@@ -2,6 +2,9 @@
 
 pub mod affinity;
 pub mod cgroup;
+pub mod cores;
+pub mod numa;
+mod sys;
 pub mod topology;
 
 use std::collections::BTreeMap;
@@ -9,6 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use cgroup::CgroupLimits;
+use cores::{Chosen, CoreError, CoreRequest, Source};
 use topology::{Cpu, Topology};
 
 /// The CPUs that a pool's threads go to.
@@ -17,55 +21,107 @@ pub struct ThreadBudget {
     /// One CPU number per thread, in the order in which threads take them; never empty. Numbers repeat when more
     /// threads were asked for than there are CPUs.
     pub cpus: Vec<usize>,
+    /// All CPUs that threads may use, ascending; at least those of `cpus`.
+    pub within: Vec<usize>,
+    /// The NUMA nodes of `cpus`, ascending.
+    pub nodes: Vec<usize>,
     /// There are more threads than usable physical cores or than the CPU quota lets run at once.
     pub oversubscribed: bool,
-    /// There is one thread for each core that the process may use. Only then is pinning safe: two processes that
-    /// each take a part would both pin to the same first cores.
-    pub whole: bool,
+    /// Each thread belongs on its own CPU: somebody named the CPUs, or there is one thread for each core that the
+    /// process may use. Else pinning is not safe: two processes that each take a part would both pin to the same
+    /// first cores.
+    pub pin: bool,
+    /// Somebody named the CPUs: threads must not leave `within`, pinned or not.
+    pub named: bool,
+    /// What decided how many threads there are.
+    pub threads_source: Source,
+    /// What decided on which CPUs they may run.
+    pub cpus_source: Source,
+    /// What decided whether they are pinned.
+    pub pin_source: Source,
     /// Why there are so many threads, for logs and warnings.
     pub reason: String,
 }
 
 impl ThreadBudget {
-    /// The budget of this process on this machine; see [`thread_budget`].
+    /// The budget of this process on this machine, for so many threads or by default; see [`thread_budget`].
     pub fn detect(requested: Option<usize>) -> Self {
+        Self::for_request(&CoreRequest::threads(requested)).expect("a number alone is always granted")
+    }
+
+    /// The budget of this process on this machine; see [`thread_budget`].
+    ///
+    /// # Errors
+    /// As [`thread_budget`].
+    pub fn for_request(request: &CoreRequest) -> Result<Self, CoreError> {
         let quota = CgroupLimits::detect().cpu_quota;
-        thread_budget(&Topology::detect(), &affinity::process_affinity(), quota, requested)
+        thread_budget(&Topology::detect(), &affinity::process_affinity(), quota, request)
     }
 }
 
 /// Chooses the CPUs for a pool.
 ///
 /// `affinity` holds the CPU numbers on which the process may run (empty: unknown, all), `quota` CPUs' worth of time
-/// per wall time. Without `requested`, one thread per usable physical core, at most the quota rounded down, at least
-/// one. `requested` threads are granted whatever the machine has (0 counts as 1): physical cores first, then their
-/// SMT siblings, then the same CPUs again. Cores come in the order package, node, L3, so that few threads are close.
+/// per wall time. Unless a number of threads is asked for, there is one per physical core of the chosen CPUs, at most
+/// the quota rounded down, at least one. A number is granted whatever the machine has (0 counts as 1): physical cores
+/// first, then their SMT siblings, then the same CPUs again. Cores come in the order package, node, L3, so that few
+/// threads are close; CPUs of `GOMP_CPU_AFFINITY` come as they are listed, one thread each.
+///
+/// # Errors
+/// A CPU is named that the process may not use, or a node that does not exist.
 pub fn thread_budget(
     topology: &Topology,
     affinity: &[usize],
     quota: Option<f64>,
-    requested: Option<usize>,
-) -> ThreadBudget {
-    let usable = usable_cpus(topology, affinity);
-    let (order, cores) = cores_before_siblings(&usable);
+    request: &CoreRequest,
+) -> Result<ThreadBudget, CoreError> {
+    let Chosen { cpus: chosen, ordered, named, source } =
+        cores::choose(topology, usable_cpus(topology, affinity), request)?;
+    let (mut order, cores) = cores_before_siblings(&chosen);
+    if ordered {
+        order = chosen.iter().map(|cpu| cpu.id).collect();
+    }
     // Rounding down: a thread that the quota stops mid-step stops all that wait for it at the next barrier.
     let by_quota = quota.map_or(usize::MAX, |quota| (quota.floor() as usize).max(1));
+    let by_cpus = if ordered { order.len() } else { cores };
+    let (threads, threads_source) = request.count().unwrap_or(if by_quota < by_cpus {
+        (by_quota, Source::Quota)
+    } else {
+        (by_cpus, source)
+    });
     let limit = cores.min(by_quota);
-    let threads = requested.unwrap_or(limit).max(1);
-    let mut reason = match requested {
-        Some(_) => format!("{threads} requested; {cores} usable physical cores"),
+    let whole = threads == cores && threads <= limit;
+    let mut within = order.clone();
+    within.sort_unstable();
+    let cpus: Vec<usize> = order.iter().copied().cycle().take(threads).collect();
+    Ok(ThreadBudget {
+        nodes: topology.nodes_of(&cpus),
+        cpus,
+        within,
+        oversubscribed: threads > limit,
+        pin: !request.no_pin && if named { threads <= order.len() } else { whole },
+        named,
+        threads_source,
+        cpus_source: source,
+        pin_source: match (request.no_pin, named) {
+            (true, _) => Source::Flag("--no-pin"),
+            (false, true) => source,
+            (false, false) => Source::Default,
+        },
+        reason: reason(request, threads, cores, quota),
+    })
+}
+
+/// Why there are so many threads.
+fn reason(request: &CoreRequest, threads: usize, cores: usize, quota: Option<f64>) -> String {
+    let mut reason = match request.count() {
+        Some((_, source)) => format!("{threads} requested by {source}; {cores} usable physical cores"),
         None => format!("{cores} usable physical cores"),
     };
     if let Some(quota) = quota {
         reason.push_str(&format!(", CPU quota {quota:.2}"));
     }
-    let cpus = order.iter().copied().cycle().take(threads).collect();
-    ThreadBudget {
-        cpus,
-        oversubscribed: threads > limit,
-        whole: threads == cores && threads <= limit,
-        reason,
-    }
+    reason
 }
 
 /// How much memory this process may use.
@@ -163,6 +219,10 @@ mod tests {
         Topology::from_root(root.path())
     }
 
+    fn plain(topology: &Topology, affinity: &[usize], quota: Option<f64>, n: Option<usize>) -> ThreadBudget {
+        thread_budget(topology, affinity, quota, &CoreRequest::threads(n)).unwrap()
+    }
+
     fn all(cpus: usize) -> Vec<usize> {
         (0..cpus).collect()
     }
@@ -183,7 +243,7 @@ mod tests {
             shape(4, 1, Numbering::PackagesInterleaved),
             shape(4, 2, Numbering::ThreadsLast),
         ] {
-            let budget = thread_budget(&read(&machine, &[]), &all(64), None, None);
+            let budget = plain(&read(&machine, &[]), &all(64), None, None);
             let in_order: Vec<usize> =
                 (0..2).flat_map(|package| (0..8).map(move |core| machine.cpu_id(package, core, 0))).collect();
             assert_eq!(budget.cpus, in_order, "{machine:?}");
@@ -195,7 +255,7 @@ mod tests {
     fn quota_is_rounded_down_but_never_to_zero() {
         let topology = read(&EPYC, &[]);
         for (quota, threads) in [(0.5, 1), (1.5, 1), (2.0, 2), (3.99, 3), (1e9, 16)] {
-            let budget = thread_budget(&topology, &all(64), Some(quota), None);
+            let budget = plain(&topology, &all(64), Some(quota), None);
             assert_eq!(budget.cpus.len(), threads, "{quota}");
             assert!(!budget.oversubscribed);
             assert!(budget.reason.contains("quota"), "{}", budget.reason);
@@ -206,16 +266,16 @@ mod tests {
     fn affinity_and_offline_cpus_narrow_the_choice() {
         let topology = read(&EPYC, &[1]);
         // Core 0 with both threads, core 1 whose first thread is offline, core 8 by its second thread only.
-        let budget = thread_budget(&topology, &[0, 1, 16, 17, 24], None, None);
+        let budget = plain(&topology, &[0, 1, 16, 17, 24], None, None);
         assert_eq!(budget.cpus, [0, 17, 24]);
-        let budget = thread_budget(&topology, &[0, 1, 16, 17, 24], None, Some(4));
+        let budget = plain(&topology, &[0, 1, 16, 17, 24], None, Some(4));
         assert_eq!(budget.cpus, [0, 17, 24, 16]);
     }
 
     #[test]
     fn requests_are_granted_and_judged() {
         let topology = Topology::flat(&[4, 5]);
-        let ask = |quota, requested| thread_budget(&topology, &[4, 5], quota, requested);
+        let ask = |quota, requested| plain(&topology, &[4, 5], quota, requested);
         let judged = |quota, requested| {
             let budget = ask(quota, requested);
             (budget.cpus, budget.oversubscribed)
@@ -226,28 +286,90 @@ mod tests {
         assert_eq!(judged(None, Some(5)), (vec![4, 5, 4, 5, 4], true));
         assert_eq!(judged(Some(1.5), Some(2)), (vec![4, 5], true));
         let reason = ask(Some(1.5), Some(3)).reason;
-        assert_eq!(reason, "3 requested; 2 usable physical cores, CPU quota 1.50");
+        assert_eq!(reason, "3 requested by --threads; 2 usable physical cores, CPU quota 1.50");
+    }
+
+    #[test]
+    fn chosen_cores_hold_one_thread_each() {
+        let topology = read(&EPYC, &[]);
+        let ask = |request: CoreRequest| thread_budget(&topology, &all(64), None, &request).unwrap();
+        let cores = |list: &[usize]| CoreRequest { cores: Some(list.to_vec()), ..CoreRequest::default() };
+        // CPU 16 is the sibling of CPU 0: no thread of its own unless asked for.
+        let budget = ask(cores(&[8, 16, 0, 1]));
+        assert_eq!((budget.cpus, budget.within), (vec![0, 1, 8], vec![0, 1, 8, 16]));
+        assert_eq!((budget.pin, budget.named, budget.oversubscribed), (true, true, false));
+        assert_eq!(budget.threads_source, Source::Flag("--cores"));
+        let budget = ask(CoreRequest { threads: Some(4), ..cores(&[8, 16, 0, 1]) });
+        assert_eq!((budget.cpus, budget.pin, budget.oversubscribed), (vec![0, 1, 8, 16], true, true));
+        assert_eq!(budget.threads_source, Source::Flag("--threads"));
+        // Two threads on one CPU would wait for each other at every barrier if neither could move.
+        let budget = ask(CoreRequest { threads: Some(3), ..cores(&[8, 0]) });
+        assert_eq!((budget.cpus, budget.pin), (vec![0, 8, 0], false));
+        let budget = ask(CoreRequest { no_pin: true, ..cores(&[8, 0]) });
+        assert_eq!((budget.pin, budget.pin_source), (false, Source::Flag("--no-pin")));
+        let budget = ask(CoreRequest { numa_node: Some(1), ..CoreRequest::default() });
+        assert_eq!((budget.cpus, budget.cpus_source), (vec![4, 5, 6, 7], Source::Flag("--numa-node")));
+        assert_eq!(budget.within, [4, 5, 6, 7, 20, 21, 22, 23]);
+    }
+
+    #[test]
+    fn openmp_s_variables_count_where_flags_are_silent() {
+        let topology = read(&EPYC, &[]);
+        let ask = |request: CoreRequest| thread_budget(&topology, &all(64), Some(9.0), &request).unwrap();
+        let gomp = || CoreRequest { gomp_cpu_affinity: Some(vec![9, 3, 3, 1]), ..CoreRequest::default() };
+        let budget = ask(gomp());
+        assert_eq!((budget.cpus, budget.pin), (vec![9, 3, 1], true));
+        assert_eq!(budget.cpus_source, Source::Variable("GOMP_CPU_AFFINITY"));
+        let budget = ask(CoreRequest { omp_num_threads: Some(2), ..gomp() });
+        assert_eq!((budget.cpus, budget.threads_source), (vec![9, 3], Source::Variable("OMP_NUM_THREADS")));
+        let budget = ask(CoreRequest { omp_num_threads: Some(2), threads: Some(1), ..gomp() });
+        assert_eq!((budget.cpus, budget.threads_source), (vec![9], Source::Flag("--threads")));
+        let budget = ask(CoreRequest { cores: Some(vec![5]), ..gomp() });
+        assert_eq!((budget.cpus, budget.cpus_source), (vec![5], Source::Flag("--cores")));
+        assert_eq!(ask(CoreRequest::default()).threads_source, Source::Quota);
+        let plain = thread_budget(&topology, &[0, 1], None, &CoreRequest::default()).unwrap();
+        assert_eq!((plain.threads_source, plain.pin), (Source::Affinity, true));
+    }
+
+    #[test]
+    fn cpus_and_nodes_that_are_not_there_are_errors() {
+        let topology = read(&EPYC, &[5]);
+        let ask = |affinity: &[usize], request: CoreRequest| {
+            thread_budget(&topology, affinity, None, &request).unwrap_err().to_string()
+        };
+        let cores = |list: &[usize]| CoreRequest { cores: Some(list.to_vec()), ..CoreRequest::default() };
+        let message = ask(&[0, 1, 2, 4], cores(&[0, 3]));
+        assert_eq!(message, "--cores: CPU 3 is not among those that this process may use: 0-2,4");
+        assert!(ask(&all(64), cores(&[5])).contains("CPU 5"), "offline");
+        assert!(ask(&[0], cores(&[])).contains("no CPU is named"));
+        let node = |node| CoreRequest { numa_node: Some(node), ..CoreRequest::default() };
+        let message = ask(&all(64), node(4));
+        assert_eq!(message, "--numa-node: there is no node 4; this machine has: 0-3");
+        let message = ask(&[0], node(3));
+        assert_eq!(message, "--numa-node: node 3 has CPUs 12-15,28-31; this process may use: 0");
+        let gomp = CoreRequest { gomp_cpu_affinity: Some(vec![77]), ..CoreRequest::default() };
+        assert!(ask(&all(64), gomp).starts_with("GOMP_CPU_AFFINITY: CPU 77"));
     }
 
     #[test]
     fn smt_siblings_count_as_oversubscription() {
         let topology = read(&Machine { packages: 1, l3_per_node: 1, cores_per_l3: 1, ..EPYC }, &[]);
-        let budget = thread_budget(&topology, &all(4), None, Some(4));
+        let budget = plain(&topology, &all(4), None, Some(4));
         assert_eq!((budget.cpus, budget.oversubscribed), (vec![0, 1, 2, 3], true));
     }
 
     #[test]
     fn unknown_or_contradicting_sources_still_run_somewhere() {
         let empty = Topology::flat(&[]);
-        assert_eq!(thread_budget(&empty, &[], None, None).cpus, [0]);
-        assert_eq!(thread_budget(&empty, &[7, 9], None, None).cpus, [7, 9]);
-        assert_eq!(thread_budget(&Topology::flat(&[1, 2]), &[], None, None).cpus, [1, 2]);
-        assert_eq!(thread_budget(&Topology::flat(&[1]), &[3], None, None).cpus, [3]);
+        assert_eq!(plain(&empty, &[], None, None).cpus, [0]);
+        assert_eq!(plain(&empty, &[7, 9], None, None).cpus, [7, 9]);
+        assert_eq!(plain(&Topology::flat(&[1, 2]), &[], None, None).cpus, [1, 2]);
+        assert_eq!(plain(&Topology::flat(&[1]), &[3], None, None).cpus, [3]);
     }
 
     #[test]
     fn single_core_container() {
-        let budget = thread_budget(&read(&EPYC, &[]), &[23], Some(1.0), None);
+        let budget = plain(&read(&EPYC, &[]), &[23], Some(1.0), None);
         assert_eq!(budget.cpus, [23]);
         assert!(!ThreadBudget::detect(None).cpus.is_empty());
     }

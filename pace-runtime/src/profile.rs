@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pace_ops::{Limits, Profile, ProfileReport, Trace};
+use pace_ops::{Limits, OpCx, Profile, ProfileReport, Trace};
 
 use crate::platform::{MemoryLimit, topology};
 use crate::{EngineHandle, RuntimeError};
@@ -18,13 +18,18 @@ impl EngineHandle {
     /// The engine has stopped, or there is no memory to measure with.
     pub fn profile(&self) -> Result<Option<ProfileReport>, RuntimeError> {
         self.call(|cx| {
-            let report = |profile: &Profile| -> Result<ProfileReport, RuntimeError> {
-                let limits = Limits::measure(cx.kernels, cx.par, memory_bytes())
-                    .map_err(|e| out_of_memory(e.bytes as u64, "to measure memory"))?;
-                Ok(profile.report(&limits))
-            };
+            let report = |profile: &Profile| Ok(profile.report(&measure_limits(cx)?));
             cx.profile.map(report).transpose()
         })?
+    }
+
+    /// What the hardware gives to the engine's threads, measured on them now: some tenths of a second, in which no
+    /// request is computed.
+    ///
+    /// # Errors
+    /// The engine has stopped, or there is no memory to measure with.
+    pub fn limits(&self) -> Result<Limits, RuntimeError> {
+        self.call(measure_limits)?
     }
 
     /// The single calls since the last reset, for [`write_traces`](crate::write_traces). `None` when the engine does
@@ -53,8 +58,13 @@ impl EngineHandle {
     }
 }
 
+fn measure_limits(cx: &OpCx<'_>) -> Result<Limits, RuntimeError> {
+    Limits::measure(cx.kernels, cx.par, memory_bytes())
+        .map_err(|e| out_of_memory(e.bytes as u64, "to measure memory"))
+}
+
 /// Four times all last-level caches, so that none holds a part that counts; at most half of the free memory.
-fn memory_bytes() -> usize {
+pub(crate) fn memory_bytes() -> usize {
     let caches = topology::l3_bytes(Path::new("/")).unwrap_or(0);
     let free = MemoryLimit::detect().map_or(usize::MAX, |limit| limit.available as usize / 2);
     MEMORY_BYTES.max(caches.saturating_mul(4)).min(free)

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use pace_kernels::{DType, KvLayout, MatMut};
+use pace_kernels::{DType, MatMut};
 use pace_models::{DecoderSpec, Model, RopeScaling, Sequence, Workspace};
 use pace_ops::{KvCache, OpCx};
 
@@ -25,7 +25,7 @@ use self::chunk::Chunk;
 pub(crate) use self::generation::{Events, Generation, Run};
 pub(crate) use self::scoring::Scoring;
 use crate::RuntimeError;
-use crate::kv_cache::{KvCacheKind, KvShape};
+use crate::kv_cache::{KvConfig, KvShape};
 use crate::metrics::Counters;
 use crate::platform::MemoryLimit;
 use crate::request::SequenceCache;
@@ -58,31 +58,27 @@ impl Default for Batching {
 /// How caches are made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KvPlan {
-    pub(crate) kind: KvCacheKind,
+    pub(crate) config: KvConfig,
     pub(crate) dtype: DType,
 }
 
 impl KvPlan {
     pub(crate) fn shape(&self, spec: &DecoderSpec, max_len: usize) -> KvShape {
-        KvShape {
-            n_layers: spec.n_layers,
-            n_kv_heads: spec.n_kv_heads,
-            layout: KvLayout::new(self.dtype, spec.head_dim),
-            max_len,
-        }
+        KvShape::new(spec, self.dtype, max_len)
     }
 
     /// What a sequence of `max_len` tokens may come to need.
     ///
     /// # Errors
-    /// It is more than all sequences together may have.
+    /// It is more than all sequences together may have, or fewer tokens than the cache shall have parts.
     pub(crate) fn need(
         &self,
         spec: &DecoderSpec,
         max_len: usize,
         budget: &KvBudget,
     ) -> Result<u64, RuntimeError> {
-        let need = self.kind.peak_bytes(&self.shape(spec, max_len)) as u64;
+        self.config.check(max_len)?;
+        let need = self.config.peak_bytes(&self.shape(spec, max_len)) as u64;
         if need > budget.limit() {
             return Err(RuntimeError::KvMemory { need, tokens: max_len, held: 0, limit: budget.limit() });
         }
@@ -331,7 +327,7 @@ impl Scheduler {
             limit: budget.limit(),
         })?;
         check_memory(need, || format!("KV cache for {tokens} tokens"))?;
-        let mut kv = self.kv.kind.build(self.kv.shape(spec, tokens))?;
+        let mut kv = self.kv.config.build(self.kv.shape(spec, tokens))?;
         kv.reserve(task.prompt.len())?;
         task.lease = Some(lease);
         Ok(sequence(task, kv))

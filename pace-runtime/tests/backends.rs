@@ -6,13 +6,13 @@
 
 mod common;
 
-use pace_kernels::{DType, Isa, Kernels, KvLayout, MatMut, Pool, Scratch, WeightFormat};
+use pace_kernels::{DType, Isa, Kernels, MatMut, Pool, Scratch, WeightFormat};
 use pace_models::weights::WeightSource;
 use pace_models::weights::random::{RandomSource, random_spec};
 use pace_models::{Architecture, Decoder, DecoderSpec, LoadOptions, Model, ModelError, Sequence, Workspace};
 use pace_ops::{Backend, BuildCx, OpCx, OpDType, OpShape, OpSize, Operator, OperatorConfig};
 use pace_runtime::ModelFiles;
-use pace_runtime::kv_cache::{KvCacheKind, KvShape};
+use pace_runtime::kv_cache::{BmcConfig, BmcGrow, BmcGrowth, KvCacheKind, KvConfig, KvShape};
 
 use common::{Case, assert_close, fixtures, model};
 
@@ -22,12 +22,13 @@ const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
 struct Machine {
     kernels: Kernels,
     pool: Pool,
+    kv: KvConfig,
 }
 
 impl Machine {
     fn new(threads: usize) -> Self {
         let kernels = Kernels::new(Isa::from_env().unwrap()).unwrap();
-        Self { kernels, pool: Pool::unpinned(threads).unwrap() }
+        Self { kernels, pool: Pool::unpinned(threads).unwrap(), kv: KvConfig::default() }
     }
 
     fn load(
@@ -46,11 +47,12 @@ impl Machine {
         let scratch = Scratch::new();
         let cx = OpCx { kernels: self.kernels, par: self.pool.par(), scratch: &scratch, profile: None };
         let (mut ws, vocab) = (Workspace::new(model.spec(), model.activations()), model.spec().vocab_size);
-        let mut batch: Vec<Sequence> = prompts.iter().map(|p| sequence(model, p.len())).collect();
+        let mut batch: Vec<Sequence> = prompts.iter().map(|p| self.sequence(model, p.len())).collect();
         let mut all = vec![Vec::new(); prompts.len()];
         for chunk in chunks.iter().cycle() {
             for (seq, prompt) in batch.iter_mut().zip(prompts) {
                 seq.input.extend(prompt[seq.kv.len()..].iter().take(*chunk));
+                seq.kv.reserve(seq.kv.len() + seq.input.len()).unwrap();
             }
             let rows: Vec<usize> = batch.iter().map(|s| s.input.len()).collect();
             let total: usize = rows.iter().sum();
@@ -69,20 +71,12 @@ impl Machine {
         }
         all
     }
-}
 
-/// An empty sequence with room for `len` tokens, all of whose tokens need logits.
-fn sequence(model: &Decoder, len: usize) -> Sequence {
-    let spec = model.spec();
-    let shape = KvShape {
-        n_layers: spec.n_layers,
-        n_kv_heads: spec.n_kv_heads,
-        layout: KvLayout::new(model.activations(), spec.head_dim),
-        max_len: len,
-    };
-    let mut kv = KvCacheKind::default().build(shape).unwrap();
-    kv.reserve(len).unwrap();
-    Sequence { kv, input: Vec::new(), rope_len: len, outputs: usize::MAX }
+    /// An empty sequence of up to `len` tokens, all of which need logits.
+    fn sequence(&self, model: &Decoder, len: usize) -> Sequence {
+        let kv = self.kv.build(KvShape::new(model.spec(), model.activations(), len)).unwrap();
+        Sequence { kv, input: Vec::new(), rope_len: len, outputs: usize::MAX }
+    }
 }
 
 fn options(dtype: DType, operators: OperatorConfig) -> LoadOptions {
@@ -259,6 +253,40 @@ fn the_bits_do_not_depend_on_batch_chunks_or_threads() {
                 for (got, want) in got.iter().zip([&want[2], &want[0], &want[1]]) {
                     assert!(bits(got) == *want, "{config:?} in {dtype}: together in chunks of {chunks:?}");
                 }
+            }
+        }
+    }
+}
+
+/// Every kind of cache, and BMC with parts of several lengths.
+fn caches() -> Vec<KvConfig> {
+    let mut all = KvCacheKind::ALL.map(KvConfig::from).to_vec();
+    for grow in [BmcGrow::Copy, BmcGrow::Commit] {
+        for (splits, growth) in [(4, BmcGrowth::Doubling), (3, BmcGrowth::Linear), (540, BmcGrowth::Linear)] {
+            let bmc = BmcConfig { splits: Some(splits), growth: Some(growth), grow, ..BmcConfig::default() };
+            all.push(KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() });
+        }
+    }
+    all
+}
+
+#[test]
+fn the_bits_do_not_depend_on_the_cache() {
+    let spec = ragged_spec();
+    let (source, prompt) = (RandomSource::new(&spec, 10), prompt(540, 53));
+    for dtype in DTYPES {
+        let mut want = None;
+        for kv in caches() {
+            let machine = Machine { kv, ..Machine::new(2) };
+            let load = options(dtype, OperatorConfig::default());
+            let model = machine.load(&source, Architecture::Llama, &spec, load).unwrap();
+            assert!(model.selection().is_bit_equal());
+            for chunks in [&[1][..], &[70, 1, 3]] {
+                let got = bits(&machine.logits(&model, &[&prompt], chunks).concat());
+                assert!(
+                    got == *want.get_or_insert_with(|| got.clone()),
+                    "{kv} in {dtype}, chunks of {chunks:?}"
+                );
             }
         }
     }

@@ -7,10 +7,11 @@ mod common;
 
 use pace_kernels::DType;
 use pace_ops::{LayerKind, MClass};
+use pace_runtime::kv_cache::{BmcConfig, KvCacheKind, KvConfig};
 use pace_runtime::sampler::SamplingParams;
 use pace_runtime::{
-    Batching, EngineConfig, EngineHandle, FinishReason, ModelRef, Request, RuntimeError, ScoreRequest,
-    TokenEvent,
+    Batching, EngineConfig, EngineHandle, ErrorKind, FinishReason, ModelRef, Request, RuntimeError,
+    ScoreRequest, TokenEvent,
 };
 
 use common::{config, fixtures, generate, model, score, start};
@@ -44,8 +45,33 @@ fn a_prompt_longer_than_one_step_is_fed_in_chunks() {
     let prompt: Vec<u32> = (0..700u32).map(|t| t * 61 % 49152).collect();
     let (ids, _, finish) = generate(&engine, request(&prompt, 2)).unwrap();
     assert_eq!((ids.len(), finish.prefill_steps, finish.prompt_n), (2, 2, 700));
-    assert_eq!(finish.kv.kind, "static");
+    assert_eq!(finish.kv.kind, "bmc");
     assert!(finish.kv.capacity_rows >= 701 && finish.kv.bytes > 0);
+}
+
+#[test]
+fn a_fixture_scores_the_same_bits_in_every_cache() {
+    let (dir, expected) = fixtures().into_iter().find(|(_, e)| e.name == "gqa-tied").unwrap();
+    for dtype in [DType::F32, DType::Bf16] {
+        let scores = KvCacheKind::ALL.map(|kind| {
+            let config = EngineConfig { kv_cache: kind.into(), ..config(dtype, 2) };
+            let engine = start(&model(&dir, &expected), config).unwrap();
+            expected.cases.iter().map(|case| score(&engine, &case.prompt)).collect::<Vec<_>>()
+        });
+        assert!(scores.iter().all(|s| *s == scores[0]), "{dtype}");
+    }
+}
+
+#[test]
+fn a_cache_that_shall_have_more_parts_than_tokens_is_refused_before_anything_runs() {
+    let bmc = BmcConfig { splits: Some(9), ..BmcConfig::default() };
+    let kv_cache = KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() };
+    let tiny = ModelRef::Random("tiny".to_owned());
+    let engine = start(&tiny, EngineConfig { kv_cache, ..config(DType::Bf16, 1) }).unwrap();
+    let error = engine.submit(request(&[1, 2, 3], 5)).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    assert!(error.to_string().contains("--bmc-splits"), "{error}");
+    assert!(engine.submit(request(&[1, 2, 3], 6)).is_ok());
 }
 
 #[test]
@@ -125,7 +151,9 @@ fn an_answer_stops_at_the_end_of_the_context() {
 
 #[test]
 fn a_larger_context_only_makes_room() {
-    let engine = tiny();
+    let kv_cache = KvConfig { kind: KvCacheKind::Static, ..KvConfig::default() };
+    let config = EngineConfig { kv_cache, ..config(DType::Bf16, 2) };
+    let engine = start(&ModelRef::Random("tiny".to_owned()), config).unwrap();
     let roomy = Request { ctx_size: Some(300), ..request(&[1, 2], 3) };
     let (ids, _, finish) = generate(&engine, roomy).unwrap();
     assert!(finish.kv.capacity_rows >= 300);

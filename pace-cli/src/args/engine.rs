@@ -9,8 +9,11 @@ use pace_kernels::DType;
 use pace_ops::{ConfigError, OperatorConfig};
 use pace_runtime::EngineConfig;
 use pace_runtime::config::Env;
+use pace_runtime::kv_cache::KvConfig;
 use pace_runtime::plan_store::{self, PlanKey};
 
+use super::KvArgs;
+use super::PlatformArgs;
 use crate::exit::Usage;
 use crate::session::plan_dir;
 
@@ -26,9 +29,6 @@ pub(crate) struct EngineArgs {
     /// Cached keys and values [default: as --dtype].
     #[arg(long, value_enum)]
     pub(crate) kv_dtype: Option<KvChoice>,
-    /// Threads [default: one a core, within affinity mask and CPU quota].
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(crate) threads: Option<u16>,
     /// Prompt tokens that one forward computes at most, over all sequences [default: 512]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     pub(crate) prefill_chunk: Option<NonZeroUsize>,
@@ -39,7 +39,11 @@ pub(crate) struct EngineArgs {
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
     #[command(flatten)]
+    pub(crate) kv: KvArgs,
+    #[command(flatten)]
     pub(crate) operators: OperatorArgs,
+    #[command(flatten)]
+    pub(crate) platform: PlatformArgs,
 }
 
 /// Which backends compute the operators.
@@ -78,10 +82,15 @@ impl EngineArgs {
             WeightChoice::F32 => DType::F32,
             WeightChoice::Auto | WeightChoice::Bf16 => DType::Bf16,
         };
-        let mut config = EngineConfig::detect(dtype, self.threads.map(usize::from))?;
+        let mut config = EngineConfig::on_cores(dtype, &self.platform.cores(env))?;
+        config.prefill_threads = self.platform.prefill_threads.map(usize::from);
+        config.decode_threads = self.platform.decode_threads.map(usize::from);
+        config.numa_memory = self.platform.numa_memory.into();
+        config.load.placement.hugepages = self.platform.hugepages.into();
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);
         config.batching.kv_memory = self.kv_memory;
+        config.kv_cache = KvConfig { placement: config.load.placement, ..self.kv.config(env)? };
         config.load.operators = self.operators.apply(env.operators).map_err(|e| Usage(e.to_string()))?;
         config.load.panel_width = env.panel_width;
         config.load.imbps_chunks = env.imbps_chunks;
@@ -98,6 +107,11 @@ impl EngineArgs {
 }
 
 impl OperatorArgs {
+    /// Whether a flag names a backend.
+    pub(crate) const fn is_given(&self) -> bool {
+        self.op_config.is_some() || !self.op.is_empty()
+    }
+
     /// The backends of the environment, with those of the flags in their place.
     fn apply(&self, mut operators: OperatorConfig) -> Result<OperatorConfig, ConfigError> {
         if let Some(json) = &self.op_config {

@@ -7,9 +7,10 @@ use pace_kernels::{DType, WeightFormat};
 use pace_models::{DecoderSpec, RopeScaling};
 use pace_runtime::ModelFiles;
 use pace_runtime::config::Env;
+use pace_runtime::kv_cache::{KvCacheKind, KvConfig, KvShape};
 use serde_json::{Value, json};
 
-use crate::args::{EngineArgs, Format, InfoArgs};
+use crate::args::{EngineArgs, Format, InfoArgs, PlatformArgs};
 use crate::operators;
 use crate::output::{self, bytes, count};
 use crate::session::open;
@@ -21,7 +22,7 @@ const KV: DType = DType::Bf16;
 pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
     let engine = EngineArgs {
         dtype: args.dtype,
-        threads: args.threads,
+        platform: PlatformArgs { threads: args.threads, ..PlatformArgs::default() },
         operators: args.operators.clone(),
         ..EngineArgs::default()
     };
@@ -82,6 +83,7 @@ pub(crate) fn to_json(files: &ModelFiles) -> Value {
             "weights_bf16_bytes": spec.weight_bytes(WEIGHTS),
             "kv_bf16_bytes_per_token": spec.kv_bytes_per_token(KV),
             "kv_f32_bytes_per_token": spec.kv_bytes_per_token(DType::F32),
+            "kv_bf16_context_bytes": Value::Object(context_bytes(spec)),
         },
         "tokenizer": files.tokenizer().map(|t| json!({
             "vocab_size": t.vocab_size(),
@@ -120,10 +122,21 @@ pub(crate) fn to_text(files: &ModelFiles) -> String {
             bytes(kv * spec.max_positions)
         ),
     );
+    let by_kind = context_bytes(spec)
+        .into_iter()
+        .map(|(kind, n)| format!("{} {kind}", bytes(n.as_u64().unwrap_or_default() as usize)));
+    row("", format!("at most {} while it grows to there", by_kind.collect::<Vec<_>>().join(", ")));
     row("memory, f32", format!("{} of weights", bytes(spec.weight_bytes(WeightFormat::F32))));
     row("tokenizer", tokenizer(files));
     row("chat template", if files.chat_template().is_some() { "yes" } else { "none" }.to_owned());
     out
+}
+
+/// Bytes that a cache of each kind comes to hold at most for the whole context.
+fn context_bytes(spec: &DecoderSpec) -> serde_json::Map<String, Value> {
+    let shape = KvShape::new(spec, KV, spec.max_positions);
+    let peak = |kind: KvCacheKind| (kind.name().to_owned(), json!(KvConfig::from(kind).peak_bytes(&shape)));
+    KvCacheKind::ALL.map(peak).into_iter().collect()
 }
 
 fn tokenizer(files: &ModelFiles) -> String {

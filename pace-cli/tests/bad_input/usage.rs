@@ -115,7 +115,28 @@ fn a_benchmark_measures_something_that_fits() {
     bench(&["-p", "0", "-n", "0"]).assert_refused(2, &["both -p and -n are 0"]);
     bench(&["-p", "1000"]).assert_refused(2, &["-p 1000", "512"]);
     bench(&["-p", "18446744073709551615", "-n", "1"]).assert_refused(2, &["512 tokens"]);
+    bench(&["-p", "0", "-n", "0", "-d", "8"]).assert_refused(2, &["both -p and -n are 0"]);
+    bench(&["-p", "8", "-n", "4", "-d", "0,510"]).assert_refused(2, &["-p 8 -d 510", "512 tokens"]);
+    bench(&["-p", "8", "-n", "4", "-pg", "500,12"]).assert_refused(2, &["-pg 500,12", "512 tokens"]);
     bench(&["-p", "8", "-r", "0"]).assert_refused(2, &["--repetitions"]);
+}
+
+#[test]
+fn values_that_a_benchmark_cannot_measure_are_refused() {
+    let bench = |args: &[&str]| pace(&[&["bench", "-m", "random:tiny", "-p", "8", "-n", "4"], args].concat());
+    bench(&["-pg", "8"]).assert_refused(2, &["--pg", "512,128"]);
+    bench(&["-pg", "0,8"]).assert_refused(2, &["--pg", "above 0"]);
+    bench(&["-b", "2,0"]).assert_refused(2, &["--batch", "1..=4096"]);
+    bench(&["-d", "1,x"]).assert_refused(2, &["--n-depth", "x"]);
+    bench(&["-t", "1,0"]).assert_refused(2, &["--threads", "1..=4096"]);
+    bench(&["-t", "2", "--instances", "1,3"]).assert_refused(2, &["--instances 3", "2 threads"]);
+    bench(&["--kv-cache", "static,slab"]).assert_refused(2, &["--kv-cache", "slab", "bmc"]);
+    bench(&["--kv-cache", "static", "--bmc-splits", "4"]).assert_refused(2, &["--bmc-splits", "static"]);
+    bench(&["-o", "xml"]).assert_refused(2, &["--output", "jsonl"]);
+    bench(&["--op-config", "{}", "--op-config", r#"{"mpl": "tpp"}"#]).assert_refused(2, &["`mpl`"]);
+    // The second model is looked at before the first one runs.
+    bench(&["-m", "random:huge"]).assert_refused(2, &["huge"]);
+    bench(&["-m", "random:llama-8b", "-d", "200000"]).assert_refused(2, &["-p 8 -d 200000"]);
 }
 
 #[test]

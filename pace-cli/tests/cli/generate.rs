@@ -30,6 +30,8 @@ fn the_json_object_has_the_documented_keys_and_types() {
         "seed",
         "threads",
         "operators",
+        "demotions",
+        "bit_equal",
         "prefill_steps",
         "kv_cache",
         "timings",
@@ -43,7 +45,7 @@ fn the_json_object_has_the_documented_keys_and_types() {
     assert_eq!(out["prefill_steps"], 1);
     let kv = &out["kv_cache"];
     assert_eq!(keys(kv), ["kind", "allocations", "capacity_rows", "bytes", "bytes_copied"]);
-    assert_eq!((&kv["kind"], &kv["allocations"]), (&Value::from("static"), &Value::from(1)));
+    assert_eq!((&kv["kind"], &kv["allocations"]), (&Value::from("bmc"), &Value::from(1)));
     assert!(kv["capacity_rows"].as_u64() >= Some(7) && kv["bytes"].as_u64() > Some(0));
     assert_eq!(kv["bytes_copied"], 0);
     let timings = &out["timings"];

@@ -36,7 +36,7 @@ fn a_prompt_may_fill_the_context() {
 #[test]
 fn ctx_size_only_adds_room() {
     let rows = |args: &[&str]| {
-        let args = [&["--prompt-tokens", "1,2,3", "-n", "4"], args].concat();
+        let args = [&["--kv-cache", "static", "--prompt-tokens", "1,2,3", "-n", "4"], args].concat();
         generate("random:tiny", &args)["kv_cache"]["capacity_rows"].as_u64().unwrap()
     };
     let needed = rows(&[]);

@@ -3,17 +3,21 @@
 // The permission of `clippy.toml` ends at functions without `#[test]`.
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 mod chat;
 #[path = "../common/mod.rs"]
 mod common;
 mod generate;
+mod kv_cache;
 mod length;
 mod models;
 mod operators;
+mod platform;
 mod profile;
 mod reports;
 mod sampling;
 mod shell;
+mod throughput;
 mod tokens;
 
 use serde::Deserialize;

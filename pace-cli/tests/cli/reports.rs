@@ -1,4 +1,4 @@
-//! `score`, `info` and `bench`: what they report, in both formats.
+//! `score` and `info`: what they report, in both formats.
 
 use serde_json::Value;
 
@@ -105,43 +105,4 @@ fn info_in_text_names_everything() {
     {
         assert!(text.contains(part), "{part}: {text}");
     }
-}
-
-#[test]
-fn bench_reports_prefill_and_decode() {
-    let bench = |args: &[&str]| {
-        let head = ["bench", "-m", "random:tiny", "-r", "3", "-t", "2", "-o", "json"];
-        json(&pace(&[&head, args].concat()))
-    };
-    let out = bench(&["-p", "16", "-n", "4"]);
-    let tests = out.as_array().unwrap();
-    assert_eq!(tests.iter().map(|t| &t["test"]).collect::<Vec<_>>(), ["pp16", "tg4"]);
-    for test in tests {
-        assert_eq!((test["model"].as_str(), test["threads"].as_u64()), (Some("random:tiny"), Some(2)));
-        let share = &test["huge_page_share"];
-        assert!(share.is_null() || (0.0..=1.0).contains(&share.as_f64().unwrap()), "{share}");
-        assert_eq!((&test["op_config"], &test["operators"]["mlp"]), (&"auto".into(), &"tpp".into()));
-        let samples: Vec<f64> = serde_json::from_value(test["samples_ts"].clone()).unwrap();
-        assert!(samples.len() == 3 && samples.iter().all(|&s| s > 0.0), "{samples:?}");
-        let mean = samples.iter().sum::<f64>() / 3.0;
-        assert!((test["avg_ts"].as_f64().unwrap() / mean - 1.0).abs() < 1e-9);
-    }
-    let only = |args: &[&str]| bench(args).as_array().unwrap()[0]["test"].clone();
-    assert_eq!(only(&["-p", "0", "-n", "4"]), "tg4");
-    assert_eq!(only(&["-p", "8", "-n", "0"]), "pp8");
-}
-
-#[test]
-fn bench_in_markdown_is_a_table() {
-    let out = pace(&["bench", "-m", "random:tiny", "-p", "8", "-n", "2", "-r", "1"]);
-    let lines: Vec<&str> = out.text().lines().collect();
-    let (table, notes) = (&lines[..4], &lines[4..]);
-    let columns = table[0].matches('|').count();
-    assert!(
-        table.iter().all(|line| line.starts_with('|') && line.matches('|').count() == columns),
-        "{lines:?}"
-    );
-    assert!(lines[2].contains("| pp8 |") && lines[3].contains("| tg2 |"), "{lines:?}");
-    assert!(notes.len() == 3 && notes[0].is_empty(), "{notes:?}");
-    assert!(notes[1].contains("huge pages") && notes[2].contains("native: attention"), "{notes:?}");
 }

@@ -38,7 +38,15 @@ impl Call {
         {
             command.env_remove(name);
         }
-        for name in ["HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE"] {
+        for name in [
+            "OMP_NUM_THREADS",
+            "GOMP_CPU_AFFINITY",
+            "HF_ENDPOINT",
+            "HF_TOKEN",
+            "HF_TOKEN_PATH",
+            "HF_HOME",
+            "HF_HUB_CACHE",
+        ] {
             command.env_remove(name);
         }
         Self { command, stdin: Vec::new(), _home: home }

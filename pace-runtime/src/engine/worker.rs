@@ -8,12 +8,14 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use pace_kernels::{Pool, Scratch};
-use pace_models::Model;
+use pace_models::{Model, WeightMemory};
 use pace_ops::{OpCx, Profile};
 
 use super::{EngineConfig, EngineInfo, LoadProgress, Message, Ready};
 use crate::metrics::Counters;
 use crate::platform::MemoryLimit;
+use crate::platform::numa::{self, NumaMemory};
+use crate::platform::topology;
 use crate::scheduler::Scheduler;
 use crate::{ModelFiles, RuntimeError};
 
@@ -99,6 +101,12 @@ fn take(message: Message, scheduler: &mut Scheduler, cx: &OpCx<'_>) {
 type Loaded = (EngineInfo, Arc<dyn Model>, Pools);
 
 fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError> {
+    let need = match &weights {
+        Weights::Files(files, _) => files.spec().weight_bytes(config.load.weights) as u64,
+        Weights::Shared(..) => 0,
+    };
+    // The pools' threads inherit it.
+    numa::place(config.numa_memory, &config.memory_nodes(), need);
     let pools = Pools::start(config)?;
     let (threads, pinned) = (pools.all().threads(), pools.all().pinned());
     let (files, progress) = match weights {
@@ -117,11 +125,27 @@ fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError>
         load_time: start.elapsed(),
         weight_bytes: weights.bytes,
         huge_share: weights.huge_share,
+        weight_layout: weights.layout,
+        remote_share: remote_share(config, &weights),
         operators: selection.chosen().to_vec(),
         demotions: selection.demotions().to_vec(),
         bit_equal: selection.is_bit_equal(),
     };
     Ok((info, model.into(), pools))
+}
+
+/// How much of the weights the threads reach only through another node; more than a little is a warning.
+fn remote_share(config: &EngineConfig, weights: &WeightMemory) -> Option<f64> {
+    let share = numa::remote_share(&weights.addresses, &config.memory_nodes())?;
+    if share > 0.05 && config.numa_memory != NumaMemory::Interleave {
+        let nodes = topology::format_cpu_list(&config.memory_nodes());
+        tracing::warn!(
+            "{:.0} % of the weights lie on other NUMA nodes than they should ({nodes}): free memory there, or choose \
+             another by --numa-node",
+            100.0 * share
+        );
+    }
+    Some(share)
 }
 
 /// What all KV caches may hold: what the user said, or what is available now that the weights are there.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use rustix::process::getpid;
-use rustix::thread::{CpuSet, sched_getaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::topology::parse_cpu_list;
 
@@ -17,6 +17,18 @@ pub fn process_affinity() -> Vec<usize> {
     }
     // The call fails where the kernel is built for more CPUs than the fixed-size set holds; this text has no limit.
     fs::read_to_string("/proc/self/status").ok().and_then(|status| allowed_list(&status)).unwrap_or_default()
+}
+
+/// Keeps the calling thread, and those that it starts from now on, on `cpus`; says whether that worked.
+pub(crate) fn confine(cpus: &[usize]) -> bool {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        if cpu >= CpuSet::MAX_CPU {
+            return false;
+        }
+        set.set(cpu);
+    }
+    sched_setaffinity(None, &set).is_ok()
 }
 
 fn allowed_list(status: &str) -> Option<Vec<usize>> {
@@ -33,6 +45,23 @@ mod tests {
         assert!(!mask.is_empty());
         let status = fs::read_to_string("/proc/self/status").unwrap();
         assert_eq!(allowed_list(&status), Some(mask));
+    }
+
+    #[test]
+    fn a_thread_is_confined_with_those_that_it_starts() {
+        let mask = process_affinity();
+        let own = || {
+            let set = sched_getaffinity(None).unwrap();
+            (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect::<Vec<_>>()
+        };
+        let last = mask[mask.len() - 1..].to_vec();
+        let child = std::thread::spawn(move || {
+            assert!(!confine(&[CpuSet::MAX_CPU]));
+            assert!(confine(&last));
+            assert_eq!(std::thread::spawn(own).join().unwrap(), last);
+        });
+        child.join().unwrap();
+        assert_eq!(process_affinity(), mask);
     }
 
     #[test]

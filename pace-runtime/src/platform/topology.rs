@@ -4,12 +4,15 @@
 //! container, an emulator, an old kernel): what is not said degrades to "each CPU is its own core, in package 0,
 //! on node 0, with an L3 cache shared by its package".
 
-use std::collections::BTreeMap;
+#[cfg(test)]
+pub(crate) mod fake;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// CPU numbers above this are not believed; Linux itself stops at 8192.
-const MAX_CPUS: usize = 1 << 16;
+pub(super) const MAX_CPUS: usize = 1 << 16;
 
 /// One online CPU (a hardware thread) and its place in the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +38,22 @@ impl Cpu {
     }
 }
 
-/// The online CPUs of a machine.
+/// A part of the machine's memory and the CPUs next to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// The number that the kernel gives to this node.
+    pub id: usize,
+    /// Its online CPUs, ascending; none where it is memory alone.
+    pub cpus: Vec<usize>,
+    /// Bytes of its memory; 0 where it is CPUs alone, none where the system does not tell.
+    pub bytes: Option<u64>,
+}
+
+/// The online CPUs and the NUMA nodes of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
     cpus: Vec<Cpu>,
+    nodes: Vec<Node>,
 }
 
 impl Topology {
@@ -51,11 +66,11 @@ impl Topology {
     pub fn from_root(root: &Path) -> Self {
         let cpu_dir = root.join("sys/devices/system/cpu");
         let online = online_cpus(&cpu_dir);
-        let nodes = nodes_by_cpu(&root.join("sys/devices/system/node"));
+        let nodes = read_nodes(&root.join("sys/devices/system/node"), &online);
         let mut cpus: Vec<Cpu> = online.iter().map(|&id| read_cpu(&cpu_dir, id, &online, &nodes)).collect();
         group_cores_by_id(&cpu_dir, &mut cpus);
         group_l3_by_package(&cpu_dir, &mut cpus);
-        Self { cpus }
+        Self { cpus, nodes }
     }
 
     /// A machine of which only the CPU numbers are known: each is its own core, all on node 0 behind one L3.
@@ -65,7 +80,8 @@ impl Topology {
         ids.dedup();
         let l3 = ids.first().copied().unwrap_or(0);
         let cpu = |id| Cpu { id, package: 0, core_id: id, siblings: vec![id], node: 0, l3 };
-        Self { cpus: ids.iter().copied().map(cpu).collect() }
+        let cpus = ids.iter().copied().map(cpu).collect();
+        Self { cpus, nodes: vec![Node { id: 0, cpus: ids, bytes: None }] }
     }
 
     /// The online CPUs, ascending by number.
@@ -76,6 +92,36 @@ impl Topology {
     /// The online CPU with this number.
     pub fn cpu(&self, id: usize) -> Option<&Cpu> {
         self.cpus.binary_search_by_key(&id, |cpu| cpu.id).ok().map(|at| &self.cpus[at])
+    }
+
+    /// The NUMA nodes, ascending by number; at least one.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The nodes of the CPUs `ids`, ascending, each once.
+    pub fn nodes_of(&self, ids: &[usize]) -> Vec<usize> {
+        let nodes: BTreeSet<usize> = ids.iter().filter_map(|&id| self.cpu(id)).map(|cpu| cpu.node).collect();
+        nodes.into_iter().collect()
+    }
+
+    /// The number of sockets.
+    pub fn packages(&self) -> usize {
+        self.distinct(|cpu| cpu.package)
+    }
+
+    /// The number of physical cores.
+    pub fn cores(&self) -> usize {
+        self.distinct(Cpu::core)
+    }
+
+    /// The number of third-level caches (CCXs on EPYC).
+    pub fn l3_groups(&self) -> usize {
+        self.distinct(|cpu| cpu.l3)
+    }
+
+    fn distinct(&self, key: impl Fn(&Cpu) -> usize) -> usize {
+        self.cpus.iter().map(key).collect::<BTreeSet<_>>().len()
     }
 }
 
@@ -119,6 +165,22 @@ pub fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
     Some(cpus)
 }
 
+/// Writes numbers as the kernel does (`0-3,8`): ascending, runs as ranges.
+pub fn format_cpu_list(ids: &[usize]) -> String {
+    let sorted: BTreeSet<usize> = ids.iter().copied().collect();
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for id in sorted {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == id => *last = id,
+            _ => runs.push((id, id)),
+        }
+    }
+    let text = |(first, last): (usize, usize)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    runs.into_iter().map(text).collect::<Vec<_>>().join(",")
+}
+
 fn read_list(path: &Path) -> Option<Vec<usize>> {
     parse_cpu_list(&fs::read_to_string(path).ok()?)
 }
@@ -148,17 +210,32 @@ fn online_cpus(cpu_dir: &Path) -> Vec<usize> {
     numbered_entries(cpu_dir, "cpu").into_iter().filter(is_online).collect()
 }
 
-fn nodes_by_cpu(node_dir: &Path) -> BTreeMap<usize, usize> {
-    let mut nodes = BTreeMap::new();
-    for node in numbered_entries(node_dir, "node") {
-        for cpu in read_list(&node_dir.join(format!("node{node}/cpulist"))).unwrap_or_default() {
-            nodes.insert(cpu, node);
-        }
-    }
-    nodes
+/// The nodes that sysfs shows; a kernel without NUMA shows none, which is one node with all CPUs.
+fn read_nodes(node_dir: &Path, online: &[usize]) -> Vec<Node> {
+    let node = |id: usize| {
+        let dir = node_dir.join(format!("node{id}"));
+        let mut cpus = read_list(&dir.join("cpulist")).unwrap_or_default();
+        cpus.retain(|cpu| online.binary_search(cpu).is_ok());
+        Node { id, cpus, bytes: node_bytes(&dir, &["MemTotal"]) }
+    };
+    let nodes: Vec<Node> = numbered_entries(node_dir, "node").into_iter().map(node).collect();
+    if nodes.is_empty() { vec![Node { id: 0, cpus: online.to_vec(), bytes: None }] } else { nodes }
 }
 
-fn read_cpu(cpu_dir: &Path, id: usize, online: &[usize], nodes: &BTreeMap<usize, usize>) -> Cpu {
+/// The sum of fields of a node's `meminfo`, of which each line begins with `Node N`.
+pub(super) fn node_bytes(node: &Path, fields: &[&str]) -> Option<u64> {
+    let text = fs::read_to_string(node.join("meminfo")).ok()?;
+    let field = |name: &&str| {
+        let mut values = text.lines().filter_map(|line| {
+            let (found, value) = line.splitn(3, ' ').nth(2)?.split_once(':')?;
+            (found == *name).then(|| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())?
+        });
+        values.next()?.checked_mul(1024)
+    };
+    fields.iter().map(field).sum()
+}
+
+fn read_cpu(cpu_dir: &Path, id: usize, online: &[usize], nodes: &[Node]) -> Cpu {
     let dir = cpu_dir.join(format!("cpu{id}"));
     let topology = dir.join("topology");
     let siblings = ["core_cpus_list", "thread_siblings_list"]
@@ -170,7 +247,7 @@ fn read_cpu(cpu_dir: &Path, id: usize, online: &[usize], nodes: &BTreeMap<usize,
         package: read_number(&topology.join("physical_package_id")).unwrap_or(0),
         core_id: read_number(&topology.join("core_id")).unwrap_or(id),
         siblings,
-        node: nodes.get(&id).copied().unwrap_or(0),
+        node: nodes.iter().find(|node| node.cpus.contains(&id)).map_or(0, |node| node.id),
         l3: l3_group(&dir.join("cache"), id, online).unwrap_or(id),
     }
 }
@@ -225,116 +302,8 @@ fn group_l3_by_package(cpu_dir: &Path, cpus: &mut [Cpu]) {
     }
 }
 
-/// Machines written out as sysfs trees, for the tests of this module's users as well.
-#[cfg(test)]
-pub(crate) mod fake {
-    use std::fmt::Write as _;
-    use std::fs;
-    use std::path::Path;
-
-    /// How the firmware numbers the CPUs.
-    #[derive(Debug, Clone, Copy)]
-    pub(crate) enum Numbering {
-        /// All first threads package by package, then all second threads: EPYC's usual order.
-        ThreadsLast,
-        /// Packages take turns (0, 2, 4... in package 0), and the second threads follow.
-        PackagesInterleaved,
-        /// Both threads of a core are neighbours (0 and 1).
-        ThreadsAdjacent,
-    }
-
-    /// The shape of a machine.
-    #[derive(Debug, Clone, Copy)]
-    pub(crate) struct Machine {
-        pub(crate) packages: usize,
-        pub(crate) nodes_per_package: usize,
-        pub(crate) l3_per_node: usize,
-        pub(crate) cores_per_l3: usize,
-        pub(crate) smt: usize,
-        pub(crate) numbering: Numbering,
-    }
-
-    impl Machine {
-        pub(crate) fn cores_per_package(&self) -> usize {
-            self.nodes_per_package * self.l3_per_node * self.cores_per_l3
-        }
-
-        pub(crate) fn cpu_id(&self, package: usize, core: usize, thread: usize) -> usize {
-            let cores = self.packages * self.cores_per_package();
-            let in_order = package * self.cores_per_package() + core;
-            match self.numbering {
-                Numbering::ThreadsLast => thread * cores + in_order,
-                Numbering::PackagesInterleaved => thread * cores + core * self.packages + package,
-                Numbering::ThreadsAdjacent => in_order * self.smt + thread,
-            }
-        }
-
-        /// The CPUs of the given cores of a package, all threads.
-        fn threads_of(&self, package: usize, cores: std::ops::Range<usize>) -> Vec<usize> {
-            let mut ids: Vec<usize> = cores
-                .flat_map(|core| (0..self.smt).map(move |thread| self.cpu_id(package, core, thread)))
-                .collect();
-            ids.sort_unstable();
-            ids
-        }
-
-        /// Writes the tree below `root`; `offline` CPUs stay in the directory listing only, as the kernel does.
-        pub(crate) fn write(&self, root: &Path, offline: &[usize]) {
-            let system = root.join("sys/devices/system");
-            let online =
-                |ids: Vec<usize>| ids.into_iter().filter(|id| !offline.contains(id)).collect::<Vec<_>>();
-            let mut all = Vec::new();
-            for package in 0..self.packages {
-                for core in 0..self.cores_per_package() {
-                    for id in self.threads_of(package, core..core + 1) {
-                        fs::create_dir_all(system.join(format!("cpu/cpu{id}"))).unwrap();
-                        if offline.contains(&id) {
-                            put(&system.join(format!("cpu/cpu{id}/online")), "0");
-                            continue;
-                        }
-                        all.push(id);
-                        let first = core / self.cores_per_l3 * self.cores_per_l3;
-                        let l3 = online(self.threads_of(package, first..first + self.cores_per_l3));
-                        let dir = system.join(format!("cpu/cpu{id}"));
-                        put(&dir.join("topology/physical_package_id"), &package.to_string());
-                        put(&dir.join("topology/core_id"), &core.to_string());
-                        let siblings = online(self.threads_of(package, core..core + 1));
-                        put(&dir.join("topology/thread_siblings_list"), &list(&siblings));
-                        put(&dir.join("cache/index0/level"), "1");
-                        put(&dir.join("cache/index3/level"), "3");
-                        put(&dir.join("cache/index3/size"), "32768K");
-                        put(&dir.join("cache/index3/shared_cpu_list"), &list(&l3));
-                    }
-                }
-                let cores = self.l3_per_node * self.cores_per_l3;
-                for node in 0..self.nodes_per_package {
-                    let ids = online(self.threads_of(package, node * cores..(node + 1) * cores));
-                    let number = package * self.nodes_per_package + node;
-                    put(&system.join(format!("node/node{number}/cpulist")), &list(&ids));
-                }
-            }
-            put(&system.join("cpu/online"), &list(&all));
-        }
-    }
-
-    pub(crate) fn put(path: &Path, text: &str) {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, format!("{text}\n")).unwrap();
-    }
-
-    fn list(ids: &[usize]) -> String {
-        ids.iter().fold(String::new(), |mut text, id| {
-            let comma = if text.is_empty() { "" } else { "," };
-            write!(text, "{comma}{id}").unwrap();
-            text
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::fake::{Machine, Numbering, put};
     use super::*;
 
@@ -354,15 +323,13 @@ mod tests {
         Topology::from_root(root.path())
     }
 
-    fn distinct(topology: &Topology, what: impl Fn(&Cpu) -> usize) -> usize {
-        topology.cpus().iter().map(what).collect::<BTreeSet<_>>().len()
-    }
-
     #[test]
     fn cpu_lists_are_read_or_refused() {
         assert_eq!(parse_cpu_list("0-3,8,10-11\n"), Some(vec![0, 1, 2, 3, 8, 10, 11]));
         assert_eq!(parse_cpu_list("5,1-2,2"), Some(vec![1, 2, 5]));
         assert_eq!(parse_cpu_list("\n"), Some(vec![]));
+        assert_eq!(format_cpu_list(&[8, 2, 1, 0, 10, 11, 2]), "0-2,8,10-11");
+        assert_eq!(format_cpu_list(&[]), "");
         for bad in ["3-1", "a", "1-", "-1", "0-4000000000", "99999999999999999999999", "1-2-3"] {
             assert_eq!(parse_cpu_list(bad), None, "{bad}");
         }
@@ -374,10 +341,11 @@ mod tests {
             let machine = Machine { nodes_per_package: nodes, l3_per_node: 4 / nodes, ..EPYC };
             let topology = read(&machine, &[]);
             assert_eq!(topology.cpus().len(), 32);
-            assert_eq!(distinct(&topology, Cpu::core), 16);
-            assert_eq!(distinct(&topology, |cpu| cpu.package), 2);
-            assert_eq!(distinct(&topology, |cpu| cpu.l3), 8);
-            assert_eq!(distinct(&topology, |cpu| cpu.node), 2 * nodes);
+            assert_eq!((topology.packages(), topology.cores(), topology.l3_groups()), (2, 16, 8));
+            assert_eq!(topology.nodes().len(), 2 * nodes);
+            let first = &topology.nodes()[0];
+            assert_eq!((first.id, first.cpus.len(), first.bytes), (0, 16 / nodes, Some(64 << 30)));
+            assert_eq!(topology.nodes_of(&[31, 0, 1, 999]), [0, 2 * nodes - 1]);
             let last = topology.cpu(31).expect("CPU 31 is online");
             assert_eq!((last.package, last.core_id, last.node), (1, 7, 2 * nodes - 1));
             assert_eq!((last.siblings.as_slice(), last.l3), ([15, 31].as_slice(), 14));

@@ -1,0 +1,181 @@
+//! `pace-cli doctor`: what costs speed here, and what to do about it.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, bail};
+use pace_ops::{Backend, OperatorConfig};
+use pace_runtime::EngineConfig;
+use pace_runtime::config::{self, Env};
+use pace_runtime::doctor::{Report, Status, examine};
+use pace_runtime::platform::ThreadBudget;
+use pace_runtime::platform::topology::format_cpu_list;
+use serde_json::{Value, json};
+
+use crate::args::{DoctorArgs, EngineArgs, Format, HugePageChoice, NumaChoice, WeightChoice};
+use crate::output::{self, bytes, table};
+use crate::session::open;
+
+/// A setting: its name, its value, and what decided it.
+#[derive(Clone)]
+struct Setting {
+    name: &'static str,
+    value: String,
+    source: String,
+}
+
+/// The allocator that this program was built with, which no mapping shows; none is the system's.
+const LINKED: Option<&str> = if cfg!(feature = "mimalloc") {
+    Some("mimalloc")
+} else if cfg!(feature = "jemalloc") {
+    Some("jemalloc")
+} else {
+    None
+};
+
+pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
+    let config = args.engine.config(env)?;
+    let budget = ThreadBudget::for_request(&args.engine.platform.cores(env))
+        .map_err(pace_runtime::RuntimeError::from)?;
+    // Nothing is fetched for a report: without a name, there is no model.
+    let files = args.engine.model.as_deref().map(|model| open(env, Some(model))).transpose()?;
+    let weight_bytes = files.map(|files| files.spec().weight_bytes(config.load.weights) as u64);
+    let mut report = examine(&config, &budget, weight_bytes)?;
+    if let Some(allocator) = LINKED {
+        report.machine.allocator = allocator;
+        let check = report.checks.iter_mut().find(|check| check.id == "allocator");
+        check.into_iter().for_each(|check| check.value = format!("{allocator} (linked in)"));
+    }
+    let settings = settings(env, &args.engine, &config, &budget);
+    match args.format {
+        Format::Json => output::json(&to_json(&report, &settings)?)?,
+        Format::Text => output::stream(&to_text(&report, &settings))?,
+    }
+    let count = |status| report.checks.iter().filter(|check| check.status == status).count();
+    let (warn, fail) = (count(Status::Warn), count(Status::Fail));
+    if fail > 0 || (args.strict && warn > 0) {
+        bail!("{fail} checks failed, {warn} found what costs speed");
+    }
+    Ok(())
+}
+
+/// Every setting that has a say in speed, with what decided it.
+fn settings(env: &Env, args: &EngineArgs, config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
+    [thread_settings(config, budget), memory_settings(args, config), operator_settings(env, args, config)]
+        .concat()
+}
+
+fn thread_settings(config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
+    let part = |name, flag, threads: Option<usize>| {
+        let all = budget.cpus.len();
+        setting(name, threads.unwrap_or(all).min(all), given(threads.is_some(), flag))
+    };
+    vec![
+        setting("threads", budget.cpus.len(), budget.threads_source),
+        setting("cpus", format_cpu_list(&budget.cpus), budget.cpus_source),
+        setting("pin", budget.pin, budget.pin_source),
+        part("prefill_threads", "--prefill-threads", config.prefill_threads),
+        part("decode_threads", "--decode-threads", config.decode_threads),
+    ]
+}
+
+fn memory_settings(args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
+    let numa = given(args.platform.numa_memory != NumaChoice::default(), "--numa-memory");
+    let pages = given(args.platform.hugepages != HugePageChoice::default(), "--hugepages");
+    vec![
+        setting("numa_memory", config.numa_memory.name(), numa),
+        setting("hugepages", format!("{:?}", config.load.placement.hugepages).to_lowercase(), pages),
+        setting("kv_cache", config.kv_cache.kind.name(), "default"),
+    ]
+}
+
+fn operator_settings(env: &Env, args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
+    let values = config::values();
+    let variable = |name| {
+        let set = values.iter().any(|(variable, value)| variable.name == name && value.is_some());
+        given(set, name)
+    };
+    let block = |value: Option<usize>| value.map_or_else(|| "auto".to_owned(), |value| value.to_string());
+    let operators = match (args.operators.is_given(), env.operators == OperatorConfig::default()) {
+        (true, _) => "--op, --op-config",
+        (false, false) => "PACE_OP_CONFIG",
+        (false, true) => "default",
+    };
+    let load = &config.load;
+    vec![
+        setting("isa", config.isa, variable("PACE_ISA")),
+        setting("dtype", load.activations, given(args.dtype != WeightChoice::default(), "--dtype")),
+        setting("kv_dtype", load.kv, given(args.kv_dtype.is_some(), "--kv-dtype")),
+        setting("operators", requested(&load.operators), operators),
+        setting("panel_width", block(load.panel_width), variable("LIBXSMM_BLOCK_SIZE")),
+        setting("imbps_chunks", block(load.imbps_chunks), variable("IMBPS_BLOCK_SIZE")),
+        setting("log_level", format!("{:?}", env.log_level).to_lowercase(), variable("PACE_LOG_LEVEL")),
+    ]
+}
+
+fn setting(name: &'static str, value: impl ToString, source: impl ToString) -> Setting {
+    Setting { name, value: value.to_string(), source: source.to_string() }
+}
+
+/// What decided a setting that `source` may have given.
+const fn given(is_given: bool, source: &str) -> &str {
+    if is_given { source } else { "default" }
+}
+
+/// The backends that are asked for: those that are not left to `auto`.
+fn requested(operators: &OperatorConfig) -> String {
+    let named = operators.iter().filter(|(_, backend)| *backend != Backend::Auto);
+    let entries: Vec<_> = named.map(|(op, backend)| format!("{op}={backend}")).collect();
+    if entries.is_empty() { "auto".to_owned() } else { entries.join(",") }
+}
+
+fn to_json(report: &Report, settings: &[Setting]) -> Result<Value> {
+    let mut machine = serde_json::to_value(&report.machine)?;
+    machine["isa"] = json!(report.isa);
+    machine["limits"] = serde_json::to_value(report.limits)?;
+    let setting = |s: &Setting| json!({"name": s.name, "value": s.value, "source": s.source});
+    Ok(json!({
+        "checks": report.checks,
+        "settings": settings.iter().map(setting).collect::<Vec<_>>(),
+        "machine": machine,
+    }))
+}
+
+fn to_text(report: &Report, settings: &[Setting]) -> String {
+    let Report { machine, limits, .. } = report;
+    let known = |size: Option<usize>| size.map_or_else(|| "?".to_owned(), bytes);
+    let mut out = format!(
+        "{}, {}\n{} sockets, {} NUMA nodes, {} L3 groups, {} cores, {} CPUs\n\
+         caches: L1d {} and L2 {} a core, L3 {} in all\n\
+         measured: {:.1} GB/s from memory; GFLOP/s of f32 {:.0}, bf16 {:.0}, int8 {:.0}\n\n",
+        machine.cpu,
+        report.isa,
+        machine.sockets,
+        machine.numa_nodes,
+        machine.l3_groups,
+        machine.cores,
+        machine.cpus,
+        known(machine.l1d_bytes),
+        known(machine.l2_bytes),
+        known(machine.l3_bytes),
+        limits.bytes / 1e9,
+        limits.f32_flops / 1e9,
+        limits.bf16_flops / 1e9,
+        limits.int8_ops / 1e9,
+    );
+    for check in &report.checks {
+        let status = match check.status {
+            Status::Ok => "ok",
+            Status::Warn => "WARN",
+            Status::Fail => "FAIL",
+        };
+        let _ = writeln!(out, "{status:<5}{:<12}{}", check.id, check.value);
+        if !check.advice.is_empty() {
+            let _ = writeln!(out, "{:<17}-> {}", "", check.advice);
+        }
+    }
+    let mut rows = vec![["setting", "value", "from"].map(str::to_owned).to_vec()];
+    rows.extend(settings.iter().map(|s| vec![s.name.to_owned(), s.value.clone(), s.source.clone()]));
+    out.push('\n');
+    out.push_str(&table(rows));
+    out
+}
