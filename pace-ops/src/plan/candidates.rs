@@ -277,26 +277,12 @@ impl<'a> Weights<'a> {
         let test = |op: &dyn SelfTest| if copy == 0 { op.self_test(cx) } else { Ok(()) };
         match shape.size {
             OpSize::Matrix { n, k } => {
-                let weights = self.pack(shape, backend, n, k, copy)?;
-                #[cfg_attr(not(test), expect(unused_mut, reason = "tests break it"))]
-                let mut linear = Linear::new(build, weights, None, backend).expect(BUILDS);
-                #[cfg(test)]
-                if self.broken == Some(backend) {
-                    linear.break_backends();
-                }
+                let linear = self.linear(backend, copy, n, k)?;
                 let tested = test(&linear);
                 Ok((Box::new(move |cx, input, output| linear.forward(cx, input, output)), tested))
             }
             OpSize::Mlp { hidden, ffn, gated } => {
-                let down = OpShape::matrix(Operator::Linear, shape.dtype, hidden, ffn);
-                let weights = MlpWeights {
-                    up: self.pack(shape, backend, if gated { 2 * ffn } else { ffn }, hidden, copy)?,
-                    down: self.pack(down, backend, hidden, ffn, copy)?,
-                    up_bias: None,
-                    down_bias: None,
-                };
-                let activation = if gated { Activation::Silu } else { Activation::Gelu };
-                let mlp = Mlp::new(build, weights, activation, backend).expect(BUILDS);
+                let mlp = self.mlp(backend, copy, hidden, ffn, gated)?;
                 let tested = test(&mlp);
                 Ok((Box::new(move |cx, input, output| mlp.forward(cx, input, output)), tested))
             }
@@ -321,6 +307,36 @@ impl<'a> Weights<'a> {
                 Ok((Box::new(move |cx, input, output| norm.forward(cx, input, output)), tested))
             }
         }
+    }
+
+    fn linear(&mut self, backend: Backend, copy: usize, n: usize, k: usize) -> Result<Linear, OutOfMemory> {
+        let weights = self.pack(self.shape, backend, n, k, copy)?;
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests break it"))]
+        let mut linear = Linear::new(self.build, weights, None, backend).expect(BUILDS);
+        #[cfg(test)]
+        if self.broken == Some(backend) {
+            linear.break_backends();
+        }
+        Ok(linear)
+    }
+
+    fn mlp(
+        &mut self,
+        backend: Backend,
+        copy: usize,
+        hidden: usize,
+        ffn: usize,
+        gated: bool,
+    ) -> Result<Mlp, OutOfMemory> {
+        let down = OpShape::matrix(Operator::Linear, self.shape.dtype, hidden, ffn);
+        let weights = MlpWeights {
+            up: self.pack(self.shape, backend, if gated { 2 * ffn } else { ffn }, hidden, copy)?,
+            down: self.pack(down, backend, hidden, ffn, copy)?,
+            up_bias: None,
+            down_bias: None,
+        };
+        let activation = if gated { Activation::Silu } else { Activation::Gelu };
+        Ok(Mlp::new(self.build, weights, activation, backend).expect(BUILDS))
     }
 
     /// A copy of a random matrix `[n, k]`, packed for a backend.
