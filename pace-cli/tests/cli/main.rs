@@ -14,6 +14,8 @@ mod models;
 mod operators;
 mod platform;
 mod profile;
+#[cfg(target_os = "linux")]
+mod repl;
 mod reports;
 mod sampling;
 mod shell;
