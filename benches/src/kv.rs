@@ -93,7 +93,7 @@ fn candidates(shape: &KvShape) -> Vec<Candidate> {
     let mut all: Vec<_> = kinds.map(|kind| Candidate::new(kind.name().to_owned(), kind.into())).into();
     for (name, grow) in [(AUTO, BmcGrow::Commit), ("auto, copy", BmcGrow::Copy)] {
         let config = KvConfig { bmc: BmcConfig { grow, ..BmcConfig::default() }, ..KvCacheKind::Bmc.into() };
-        all.push(Candidate::new(name.to_owned(), config.calibrated()));
+        all.push(Candidate::new(name.to_owned(), config.settled(shape)));
     }
     let fixed = all.len();
     for grow in [BmcGrow::Commit, BmcGrow::Copy] {

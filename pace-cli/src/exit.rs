@@ -22,6 +22,21 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// What another process of this program failed with.
+#[derive(Debug)]
+pub(crate) struct OfProcess {
+    pub(crate) why: String,
+    pub(crate) code: u8,
+}
+
+impl std::fmt::Display for OfProcess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for OfProcess {}
+
 /// Prints `error` and gives its exit code. A closed pipe is no error: whoever reads has seen enough.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let broken_pipe = |e: &std::io::Error| e.kind() == IoErrorKind::BrokenPipe;
@@ -46,9 +61,13 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     all
 }
 
-fn code(error: &anyhow::Error) -> u8 {
+/// The exit code for `error`.
+pub(crate) fn code(error: &anyhow::Error) -> u8 {
     if error.is::<Usage>() {
         return 2;
+    }
+    if let Some(other) = error.downcast_ref::<OfProcess>() {
+        return other.code;
     }
     if error.is::<Interrupted>() {
         return INTERRUPTED;

@@ -171,8 +171,8 @@ impl Buffer {
 
     /// The elements; bytes after the last whole one are left out.
     pub fn as_slice<E: Element>(&self) -> &[E] {
-        // SAFETY: the memory is initialised (zeroed), aligned to a cache line, owned by `self`,
-        // and any bits are a valid `Element`, because it is Pod.
+        // SAFETY: the memory is initialised (zeroed, or what a file holds that nobody else changes), aligned to a cache
+        // line, owned by `self`, and any bits are a valid `Element`, because it is Pod.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.len / size_of::<E>()) }
     }
 
@@ -193,9 +193,11 @@ impl Drop for Buffer {
             Owner::Allocator(layout) => unsafe { std::alloc::dealloc(self.ptr.as_ptr(), layout) },
             #[cfg(target_os = "linux")]
             Owner::Mapping(bytes) | Owner::Reserved(Reserved { bytes, .. }) => {
-                // SAFETY: these bytes were mapped by `map_aligned` for this buffer alone.
+                // SAFETY: these bytes were mapped by `map_aligned` or `of_file` for this buffer alone.
                 let unmapped = unsafe { rustix::mm::munmap(self.ptr.as_ptr().cast(), bytes) };
-                debug_assert!(unmapped.is_ok(), "munmap of an owned mapping cannot fail");
+                // It can fail only where a process may have no more mappings (`vm.max_map_count`) and this one would be cut
+                // out of the middle of a larger one. The memory is lost then; nothing refers to it.
+                debug_assert!(unmapped.is_ok(), "too many mappings");
             }
         }
     }
@@ -258,8 +260,8 @@ impl Reserved {
 }
 
 /// The size of a page.
-const fn page(huge: bool) -> usize {
-    if huge { HUGE_PAGE } else { 4096 }
+fn page(huge: bool) -> usize {
+    if huge { HUGE_PAGE } else { rustix::param::page_size() }
 }
 
 fn allocate(bytes: usize, align: usize) -> Result<Buffer, OutOfMemory> {

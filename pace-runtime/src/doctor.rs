@@ -3,11 +3,13 @@
 mod checks;
 mod machine;
 
+use std::path::Path;
+
 use pace_kernels::{Buffer, Isa, OutOfMemory};
 use pace_ops::Limits;
 use serde::Serialize;
 
-use crate::platform::ThreadBudget;
+use crate::platform::{ThreadBudget, topology};
 use crate::profile::{memory_bytes, out_of_memory};
 use crate::{EngineConfig, RuntimeError};
 
@@ -16,7 +18,8 @@ pub use self::machine::Machine;
 
 /// Bytes of the memory that is asked for in huge pages, as a test.
 const HUGE_TEST_BYTES: usize = 64 << 20;
-/// Bytes that are read for the bandwidth at most: a report should not take long.
+/// Bytes that are read for the bandwidth at most, unless the caches hold a good part of that: a report should not take
+/// long.
 const MOST_BYTES: usize = 1 << 30;
 
 /// What was found.
@@ -61,7 +64,9 @@ fn measure(config: &EngineConfig) -> Result<(Limits, Option<f64>), RuntimeError>
     let run = || {
         let (kernels, pool) = (config.kernels()?, config.pool(config.cpus.len())?);
         let refused = |e: OutOfMemory| out_of_memory(e.bytes as u64, "to measure memory");
-        let limits = Limits::measure(kernels, pool.par(), memory_bytes().min(MOST_BYTES)).map_err(refused)?;
+        let caches = topology::l3_bytes(Path::new("/")).unwrap_or(0);
+        let bytes = memory_bytes().min(MOST_BYTES.max(caches.saturating_mul(2)));
+        let limits = Limits::measure(kernels, pool.par(), bytes).map_err(refused)?;
         let mut buffer = Buffer::zeroed(HUGE_TEST_BYTES, config.load.placement).map_err(refused)?;
         buffer.as_mut_slice::<f32>().fill(1.0);
         Ok((limits, buffer.huge_share()))

@@ -2,6 +2,7 @@
 
 mod worker;
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -40,8 +41,10 @@ pub struct EngineConfig {
     pub within: Vec<usize>,
     /// Where memory goes on a machine with several NUMA nodes.
     pub numa_memory: NumaMemory,
-    /// The NUMA node for the engine's memory; none: those of its CPUs.
-    pub memory_node: Option<usize>,
+    /// The NUMA nodes for the engine's memory; none: those of its CPUs.
+    pub memory_nodes: Vec<usize>,
+    /// Who else has caches in the same memory.
+    pub sharing: Sharing,
     /// The instruction sets to use.
     pub isa: Isa,
     /// Formats and operators.
@@ -92,7 +95,8 @@ impl EngineConfig {
             prefill_threads: None,
             decode_threads: None,
             numa_memory: NumaMemory::default(),
-            memory_node: None,
+            memory_nodes: Vec::new(),
+            sharing: Sharing::default(),
             isa: Isa::from_env()?,
             load: LoadOptions {
                 l3_bytes: topology::l3_bytes(Path::new("/")),
@@ -133,26 +137,63 @@ impl EngineConfig {
 
     /// The first `threads` threads, of which the caller becomes the first.
     pub(crate) fn pool(&self, threads: usize) -> Result<Pool, RuntimeError> {
-        let cpus = &self.cpus[..threads];
+        // None at all is the pool's error.
+        let cpus = self.cpus.get(..threads).unwrap_or(&self.cpus);
         // Workers inherit where the thread that makes them may run.
         if !self.pin && !self.within.is_empty() && !affinity::confine(&self.within) {
             tracing::warn!("threads cannot be kept on CPUs {}", topology::format_cpu_list(&self.within));
         }
-        let pool = if self.pin { Pool::new(cpus)? } else { Pool::unpinned(threads)? };
+        let pool = if self.pin { Pool::new(cpus)? } else { Pool::unpinned(cpus.len())? };
         if self.pin && !pool.pin_caller() {
-            tracing::warn!("the engine's thread cannot be pinned to CPU {}", cpus[0]);
+            tracing::warn!("the engine's thread cannot be pinned to CPU {:?}", cpus.first());
         }
         Ok(pool)
     }
 
-    /// The NUMA nodes that the engine's memory belongs to.
+    /// Whether its threads stay on its CPUs.
+    pub(crate) const fn is_confined(&self) -> bool {
+        self.pin || !self.within.is_empty()
+    }
+
+    /// The NUMA nodes that the engine's memory belongs to: where its threads may run, unless others are given.
     fn memory_nodes(&self) -> Vec<usize> {
-        self.memory_node.map_or_else(|| Topology::detect().nodes_of(&self.cpus), |node| vec![node])
+        if !self.memory_nodes.is_empty() {
+            return self.memory_nodes.clone();
+        }
+        let topology = Topology::detect();
+        if self.is_confined() {
+            return topology.nodes_of(&self.cpus);
+        }
+        topology.nodes_of(&affinity::process_affinity())
+    }
+
+    /// Bytes that the packed weights of a model are going to take of this process's memory.
+    fn weights_need(&self, spec: &DecoderSpec) -> u64 {
+        match &self.load.shared {
+            Some(memory) if memory.is_filled() => 0,
+            _ => spec.weight_bytes(self.load.weights) as u64,
+        }
     }
 
     /// How caches are made.
     const fn kv_plan(&self) -> KvPlan {
         KvPlan { config: self.kv_cache, dtype: self.load.kv }
+    }
+}
+
+/// Engines that share memory for KV caches evenly, the engine itself included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// All of the process's memory, or of the machine's.
+    pub all: NonZeroUsize,
+    /// The memory of its NUMA nodes.
+    pub nodes: NonZeroUsize,
+}
+
+impl Default for Sharing {
+    /// Nobody else.
+    fn default() -> Self {
+        Self { all: NonZeroUsize::MIN, nodes: NonZeroUsize::MIN }
     }
 }
 
@@ -233,8 +274,11 @@ impl EngineHandle {
         config: EngineConfig,
         progress: LoadProgress,
     ) -> Result<Self, RuntimeError> {
-        let need = files.spec().weight_bytes(config.load.weights) as u64;
-        check_memory(need, || "packed weights".to_owned())?;
+        let spec = files.spec();
+        let (packed, forward) = (config.weights_need(spec), config.batching.forward_bytes(spec));
+        check_memory(packed.saturating_add(forward), || {
+            format!("packed weights {packed}, activations of a forward {forward}")
+        })?;
         let weights = Weights::Files(Arc::clone(files), progress);
         Self::run(weights, config, files.tokenizer().cloned())
     }
@@ -257,7 +301,8 @@ impl EngineHandle {
         mut config: EngineConfig,
         tokenizer: Option<Arc<Tokenizer>>,
     ) -> Result<Self, RuntimeError> {
-        config.kv_cache = config.kv_cache.calibrated();
+        let shape = config.kv_plan().shape(weights.spec(), weights.spec().max_positions);
+        config.kv_cache = config.kv_cache.settled(&shape);
         let (ready_tx, ready_rx) = channel();
         let (messages_tx, messages_rx) = channel();
         let stopping = Arc::new(AtomicBool::new(false));
@@ -294,20 +339,30 @@ impl EngineHandle {
         self.inner.counters.snapshot()
     }
 
+    /// Checks whether a completion can ever run here.
+    ///
+    /// # Errors
+    /// As [`Self::submit`], but for how busy the engine is.
+    pub fn check(&self, request: &Request) -> Result<(), RuntimeError> {
+        let Inner { info, config, counters, tokenizer, .. } = &*self.inner;
+        request.check(&info.spec)?;
+        if !request.stop.is_empty() && tokenizer.is_none() {
+            return Err(RuntimeError::NoTokenizer { model: info.model.clone() });
+        }
+        config.kv_cache.check(request.ctx_size.unwrap_or(info.spec.max_positions))?;
+        config.kv_plan().need(&info.spec, request.room(&info.spec), &counters.kv).map(|_| ())
+    }
+
     /// Queues a completion. `max_new_tokens` is cut to what the model's context leaves.
     ///
     /// # Errors
     /// The prompt is empty, too long or holds ids beyond the vocabulary; a parameter is out of range; its KV cache
     /// exceeds the memory of all caches; too many requests wait; the engine has stopped. Nothing has been computed then.
     pub fn submit(&self, mut request: Request) -> Result<TokenStream, RuntimeError> {
+        self.check(&request)?;
         let spec = self.spec();
-        request.check(spec)?;
-        if !request.stop.is_empty() && self.inner.tokenizer.is_none() {
-            return Err(RuntimeError::NoTokenizer { model: self.inner.info.model.clone() });
-        }
+        let max_len = request.room(spec);
         request.max_new_tokens = request.max_new_tokens.min(spec.max_positions - request.prompt.len());
-        let needed = request.prompt.len() + request.max_new_tokens;
-        let max_len = needed.max(request.ctx_size.unwrap_or(0));
         let tokenizer = self.inner.tokenizer.as_ref();
         let cancelled = Arc::new(AtomicBool::new(false));
         let (events, stream) = Events::new(request.max_new_tokens, Arc::clone(&cancelled));
@@ -325,6 +380,7 @@ impl EngineHandle {
     /// As [`Self::submit`].
     pub fn score(&self, request: ScoreRequest) -> Result<ScoreStream, RuntimeError> {
         request.check(self.spec())?;
+        self.kv_cache().check(self.spec().max_positions)?;
         let (updates_tx, updates) = channel();
         let n = request.tokens.len();
         let scoring = Scoring::new(&request, updates_tx);
@@ -335,15 +391,19 @@ impl EngineHandle {
     }
 
     /// Puts a task into the queue, if it can ever run and there is a place.
-    fn enqueue(&self, task: Task) -> Result<(), RuntimeError> {
+    fn enqueue(&self, mut task: Task) -> Result<(), RuntimeError> {
         let Inner { config, counters, .. } = &*self.inner;
-        config.kv_plan().need(self.spec(), task.max_len, &counters.kv)?;
+        task.kv_bytes = config.kv_plan().need(self.spec(), task.max_len, &counters.kv)?;
         let max = config.batching.max_waiting;
         let one_more = |waiting: usize| (waiting < max).then_some(waiting + 1);
         if counters.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
             return Err(RuntimeError::QueueFull { max });
         }
-        self.send(Message::Task(Box::new(task)))
+        let sent = self.send(Message::Task(Box::new(task)));
+        if sent.is_err() {
+            counters.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        sent
     }
 
     fn spec(&self) -> &DecoderSpec {

@@ -167,12 +167,11 @@ pub enum ErrorKind {
 impl RuntimeError {
     /// Whether the same request may succeed once others are done.
     pub(crate) const fn may_pass(&self) -> bool {
-        matches!(
-            self,
-            Self::KvMemory { held: 1.., .. }
-                | Self::OutOfMemory { .. }
-                | Self::Kv(KvError::OutOfMemory { .. })
-        )
+        match self {
+            Self::KvMemory { need, limit, .. } => *need <= *limit,
+            Self::OutOfMemory { .. } | Self::Kv(KvError::OutOfMemory { .. }) => true,
+            _ => false,
+        }
     }
 
     /// Whose fault this is.

@@ -23,36 +23,22 @@
 //! # }
 //! ```
 
+mod answers;
 mod partition;
 mod queue;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use self::answers::{Answers, Completion};
 pub use self::partition::{Part, PartitionError, partition};
 pub use self::queue::WorkQueue;
-use crate::{
-    EngineConfig, EngineHandle, Finish, LoadProgress, ModelFiles, Request, RuntimeError, TokenEvent,
-};
+use crate::{Batching, EngineConfig, EngineHandle, LoadProgress, ModelFiles, Request, RuntimeError};
 
 /// Engines that answer from one queue.
 pub struct Instances {
     engines: Vec<EngineHandle>,
-}
-
-/// The answer to one of several requests.
-#[derive(Debug)]
-pub struct Completion {
-    /// Which request, counted from 0.
-    pub index: usize,
-    /// Which instance answered it.
-    pub instance: usize,
-    /// The new tokens.
-    pub tokens: Vec<u32>,
-    /// Their text, if the model has a tokenizer.
-    pub text: String,
-    /// How it ended and what it took.
-    pub finish: Finish,
+    batching: Batching,
 }
 
 impl Instances {
@@ -70,18 +56,18 @@ impl Instances {
         if parts.is_empty() {
             return Err(PartitionError::NoInstances.into());
         }
-        let mut by_node: BTreeMap<Option<usize>, EngineHandle> = BTreeMap::new();
+        let mut by_nodes: BTreeMap<&[usize], EngineHandle> = BTreeMap::new();
         let mut engines = Vec::with_capacity(parts.len());
         for part in parts {
-            let own = part.configure(config, parts.len());
-            let engine = match by_node.get(&part.node) {
+            let own = part.configure(config, part.sharing(parts));
+            let engine = match by_nodes.get(&*part.nodes) {
                 Some(first) => first.share(own)?,
                 None => EngineHandle::start(files, own, progress())?,
             };
-            by_node.entry(part.node).or_insert_with(|| engine.clone());
+            by_nodes.entry(&part.nodes).or_insert_with(|| engine.clone());
             engines.push(engine);
         }
-        Ok(Self { engines })
+        Ok(Self { engines, batching: config.batching })
     }
 
     /// The engines, in the order of their parts.
@@ -89,20 +75,23 @@ impl Instances {
         &self.engines
     }
 
-    /// Answers every request. Each engine takes the oldest that waits as soon as it has a place, so that a slow one gets
-    /// fewer; `done` is called with each answer as it is complete, from the instances' threads, one at a time.
+    /// Answers every request. Each engine takes an even share, as far as it runs them at the same time, and then the
+    /// oldest that waits as soon as it has a place, so that a slow one gets fewer; `done` is called with each answer as
+    /// it is complete, from the instances' threads, one at a time.
     ///
     /// # Errors
-    /// The first request that failed; those that had not begun by then are dropped.
+    /// A request that no engine could ever answer: none has begun then. Else the first that failed; those that had not
+    /// begun by then are dropped.
     pub fn run(
         &self,
         requests: Vec<Request>,
         done: impl FnMut(Completion) + Send,
     ) -> Result<(), RuntimeError> {
+        for engine in &self.engines {
+            requests.iter().try_for_each(|request| engine.check(request))?;
+        }
+        let places = self.batching.places(requests.len(), self.engines.len());
         let queue = WorkQueue::new(requests);
-        // Places for an even share: fewer would leave the memory's bandwidth to few sequences, more would let the first
-        // engine take what the others then lack.
-        let places = queue.len().div_ceil(self.engines.len()).max(1);
         let (done, failed) = (Mutex::new(done), Mutex::new(None));
         std::thread::scope(|scope| {
             for (instance, engine) in self.engines.iter().enumerate() {
@@ -121,14 +110,6 @@ impl Instances {
     }
 }
 
-/// A request that an engine works on.
-struct Running {
-    stream: crate::TokenStream,
-    index: usize,
-    tokens: Vec<u32>,
-    text: String,
-}
-
 /// Keeps `places` requests of the queue running until none is left.
 fn drain(
     instance: usize,
@@ -137,32 +118,19 @@ fn drain(
     queue: &WorkQueue<Request>,
     mut done: impl FnMut(Completion),
 ) -> Result<(), RuntimeError> {
-    let mut running: Vec<Running> = Vec::new();
+    let mut answers = Answers::new(instance);
     loop {
-        while running.len() < places
+        while answers.len() < places
             && let Some((index, request)) = queue.take()
         {
-            let stream = engine.submit(request)?;
-            running.push(Running { stream, index, tokens: Vec::new(), text: String::new() });
+            answers.push(index, engine.submit(request)?);
         }
-        if running.is_empty() {
+        if answers.is_empty() {
             return Ok(());
         }
-        // Sequences that run together make a token each in every step, so reading them in turn keeps up with all.
-        for i in (0..running.len()).rev() {
-            match running[i].stream.next() {
-                Some(TokenEvent::Token { id, text }) => {
-                    running[i].tokens.push(id);
-                    running[i].text += &text;
-                }
-                Some(TokenEvent::Finished(finish)) => {
-                    let Running { index, tokens, text, .. } = running.swap_remove(i);
-                    queue.done();
-                    done(Completion { index, instance, tokens, text: text + &finish.text, finish });
-                }
-                Some(TokenEvent::Failed(error)) => return Err(error),
-                None => return Err(RuntimeError::Stopped),
-            }
+        for completion in answers.read()? {
+            queue.done();
+            done(completion);
         }
     }
 }
@@ -170,13 +138,14 @@ fn drain(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, ModelRef};
+    use crate::kv_cache::KvShape;
+    use crate::{DType, ModelRef, TokenEvent};
 
     #[test]
     fn instances_answer_every_request_once_and_as_one_engine_does() {
         let files = Arc::new(ModelFiles::open(&ModelRef::Random("tiny".to_owned())).unwrap());
         let config = EngineConfig { pin: false, ..EngineConfig::detect(DType::Bf16, Some(2)).unwrap() };
-        let parts = [0, 1, 0].map(|cpu| Part { cpus: vec![cpu], node: Some(0) });
+        let parts = [0, 1, 0].map(|cpu| Part { cpus: vec![cpu], nodes: vec![0] });
         let instances = Instances::start(&files, &config, &parts, || Box::new(|_, _| {})).unwrap();
         assert_eq!(instances.engines().iter().map(|e| e.info().threads).collect::<Vec<_>>(), [1, 1, 1]);
         let requests = || -> Vec<Request> {
@@ -200,10 +169,28 @@ mod tests {
     }
 
     #[test]
+    fn long_answers_that_wait_for_memory_do_not_wait_for_each_other() {
+        let files = Arc::new(ModelFiles::open(&ModelRef::Random("tiny".to_owned())).unwrap());
+        let mut config = EngineConfig { pin: false, ..EngineConfig::detect(DType::Bf16, Some(1)).unwrap() };
+        let shape = KvShape::new(files.spec(), config.load.kv, 60);
+        // Room for one at a time, and more tokens each than may wait to be read.
+        config.batching.kv_memory = Some(config.kv_cache.peak_bytes(&shape) as u64);
+        let parts = [Part { cpus: vec![0], nodes: vec![0] }];
+        let instances = Instances::start(&files, &config, &parts, || Box::new(|_, _| {})).unwrap();
+        let request = |i: u32| Request { prompt: vec![i; 10], max_new_tokens: 50, ..Request::default() };
+        let mut lengths = Vec::new();
+        instances.run((0..6).map(request).collect(), |c| lengths.push(c.tokens.len())).unwrap();
+        assert_eq!(lengths, [50; 6]);
+        let longer = Request { max_new_tokens: 200, ..request(0) };
+        let error = instances.run(vec![request(0), longer], |_| panic!("nothing runs")).unwrap_err();
+        assert!(matches!(error, RuntimeError::KvMemory { .. }), "{error}");
+    }
+
+    #[test]
     fn a_bad_request_ends_the_run_with_its_error() {
         let files = Arc::new(ModelFiles::open(&ModelRef::Random("tiny".to_owned())).unwrap());
         let config = EngineConfig { pin: false, ..EngineConfig::detect(DType::Bf16, Some(1)).unwrap() };
-        let parts = [Part { cpus: vec![0], node: None }];
+        let parts = [Part { cpus: vec![0], nodes: vec![0] }];
         let instances = Instances::start(&files, &config, &parts, || Box::new(|_, _| {})).unwrap();
         let error = instances.run(vec![Request::default()], |_| {}).unwrap_err();
         assert!(matches!(error, RuntimeError::EmptyPrompt), "{error}");

@@ -1,7 +1,7 @@
 //! KV caches: one per sequence, all behind [`pace_ops::KvCache`].
 //!
-//! A cache is told by when it grows and how. [`KvCacheKind::Static`] never grows. [`KvCacheKind::Dynamic`] grows by copy
-//! whenever a block of 64 tokens is full, the least that a layout of blocks allows. [`KvCacheKind::Bmc`] ("balancing
+//! A cache is told by when it grows and how. [`KvCacheKind::Static`] never grows. [`KvCacheKind::Dynamic`] is copied at
+//! each append, into memory for as many blocks of 64 tokens as it needs then: what HF transformers does, for comparison. [`KvCacheKind::Bmc`] ("balancing
 //! memory and compute") grows in parts, which may be longer. Rows beyond the sequence's length are spare: they cost no
 //! time, and speculative tokens can be stored and dropped there.
 
@@ -17,6 +17,7 @@ use pace_models::DecoderSpec;
 use pace_ops::{KvCache, KvError};
 
 use self::parted::PartedKvCache;
+use self::region::Region;
 use self::schedule::Schedule;
 
 pub use self::cost::{KvCandidate, KvCostModel, KvPlanTable, KvWorkload};
@@ -24,7 +25,7 @@ pub use self::cost::{KvCandidate, KvCostModel, KvPlanTable, KvWorkload};
 /// How a cache gets its memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvCacheKind {
-    /// Copied into a longer one whenever a block is full.
+    /// Copied into new memory at each append.
     Dynamic,
     /// Room for the longest sequence from the start; pages are touched as they are used.
     Static,
@@ -49,7 +50,7 @@ pub enum BmcGrow {
     /// They are copied into new memory, layer by layer.
     Copy,
     /// They stay: the addresses of the longest sequence are reserved, and memory is committed from part to part. Where
-    /// the system refuses the addresses, or does not know the difference, it is copied.
+    /// the system does not know the difference, they are copied.
     #[default]
     Commit,
 }
@@ -57,8 +58,8 @@ pub enum BmcGrow {
 /// Settings of [`KvCacheKind::Bmc`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BmcConfig {
-    /// Allocations up to the maximum length, from 1 to that length; parts below a block are merged. None: the cost
-    /// model chooses.
+    /// Allocations up to the maximum length, from 1 to that length; parts below a block of 64 tokens are merged, so that a
+    /// short sequence has fewer. None: the cost model chooses.
     pub splits: Option<usize>,
     /// How parts follow each other. None: by doubling if `splits` is given, else the cost model chooses.
     pub growth: Option<BmcGrowth>,
@@ -116,16 +117,25 @@ impl KvCacheKind {
 }
 
 impl KvConfig {
-    /// The same with the cost of copies measured, where that decides something: it takes some 20 ms.
-    pub fn calibrated(mut self) -> Self {
-        let BmcConfig { splits, grow, .. } = self.bmc;
-        if self.kind == KvCacheKind::Bmc && splits.is_none() && grow.effective() == BmcGrow::Copy {
+    /// The same as this system and machine can do it for caches of up to `shape`: growth by copy where it refuses to
+    /// reserve addresses, and the cost of copies measured where that decides something, which takes some 20 ms.
+    pub fn settled(mut self, shape: &KvShape) -> Self {
+        if self.kind != KvCacheKind::Bmc {
+            return self;
+        }
+        if self.grow() == BmcGrow::Commit
+            && let Err(error) = Region::reserved(shape, &self.schedule(shape), self.placement)
+        {
+            tracing::warn!("KV caches grow by copy: no addresses can be reserved for the longest: {error}");
+            self.bmc.grow = BmcGrow::Copy;
+        }
+        if self.bmc.splits.is_none() && self.grow() == BmcGrow::Copy {
             self.bmc.cost = KvCostModel::measure();
         }
         self
     }
 
-    /// Checks the settings against the length that a sequence is admitted with.
+    /// Checks the settings against the longest sequence that there can be, in tokens.
     ///
     /// # Errors
     /// There are to be more splits than tokens, or none.
@@ -141,9 +151,8 @@ impl KvConfig {
     /// An empty cache.
     ///
     /// # Errors
-    /// There is no memory, or [`check`](Self::check) fails.
+    /// There is no memory.
     pub fn build(&self, shape: KvShape) -> Result<Box<dyn KvCache>, KvError> {
-        self.check(shape.max_len)?;
         let cache = PartedKvCache::new(self, shape, self.schedule(&shape))?;
         Ok(Box::new(cache))
     }

@@ -24,9 +24,9 @@ pub use pace_ops::{
     Chosen, Demotion, Limits, OperatorConfig, Plan, ProfileReport, ProfileRow, Trace, write_traces,
 };
 
-pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress};
+pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress, Sharing};
 pub use error::{ErrorKind, RuntimeError};
-pub use instance::{Completion, Instances, Part, PartitionError, WorkQueue, partition};
+pub use instance::{Answers, Completion, Instances, Part, PartitionError, WorkQueue, partition};
 pub use loader::{FormatShare, ModelFiles, ModelRef};
 pub use metrics::EngineMetrics;
 pub use request::{

@@ -127,41 +127,61 @@ fn reason(request: &CoreRequest, threads: usize, cores: usize, quota: Option<f64
 /// How much memory this process may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryLimit {
-    /// Bytes: the smaller of physical memory and the control group's limit.
+    /// Bytes: the smallest of physical memory and the limits of the control groups and of the process.
     pub bytes: u64,
-    /// Bytes that can still be taken now without swapping or hitting the limit.
+    /// Bytes that can still be taken now without swapping or hitting a limit.
     pub available: u64,
-    /// What sets the limit: `physical memory` or the control group's file.
+    /// What leaves so little available: `physical memory`, a control group's file, `ulimit -v` or `ulimit -d`.
     pub source: String,
 }
 
 impl MemoryLimit {
     /// The limit of this process; `None` when the system tells nothing.
     pub fn detect() -> Option<Self> {
-        Self::from_root(Path::new("/"))
+        Self::from_root(Path::new("/")).into_iter().chain(process_limits()).reduce(Self::tighter)
     }
 
-    /// The limit read below `root`, the directory that holds `proc` and `sys`.
+    /// The limit read below `root`, the directory that holds `proc` and `sys`: of memory and control groups.
     pub fn from_root(root: &Path) -> Option<Self> {
         let meminfo = fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
         let machine = meminfo_bytes(&meminfo, "MemTotal").map(|bytes| {
             let available = meminfo_bytes(&meminfo, "MemAvailable").unwrap_or(bytes).min(bytes);
             Self { bytes, available, source: "physical memory".to_owned() }
         });
-        let group = CgroupLimits::from_root(root).memory.map(|memory| Self {
+        let groups = CgroupLimits::from_root(root).memory.into_iter().map(|memory| Self {
             bytes: memory.limit,
             available: memory.limit.saturating_sub(memory.used),
             source: memory.file.display().to_string(),
         });
-        match (machine, group) {
-            (Some(machine), Some(group)) => {
-                let available = machine.available.min(group.available);
-                let tighter = if group.bytes < machine.bytes { group } else { machine };
-                Some(Self { available, ..tighter })
-            }
-            (machine, group) => machine.or(group),
-        }
+        machine.into_iter().chain(groups).reduce(Self::tighter)
     }
+
+    fn tighter(self, other: Self) -> Self {
+        let bytes = self.bytes.min(other.bytes);
+        let least = if other.available < self.available { other } else { self };
+        Self { bytes, ..least }
+    }
+}
+
+/// What `setrlimit` lets this process take of address space and of private memory.
+#[cfg(target_os = "linux")]
+fn process_limits() -> impl Iterator<Item = MemoryLimit> {
+    use rustix::process::{Resource, getrlimit};
+
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let limit = move |(resource, field, source): (Resource, &str, &str)| {
+        let bytes = getrlimit(resource).current?;
+        let used = meminfo_bytes(&status, field).unwrap_or(0);
+        Some(MemoryLimit { bytes, available: bytes.saturating_sub(used), source: source.to_owned() })
+    };
+    [(Resource::As, "VmSize", "ulimit -v"), (Resource::Data, "VmData", "ulimit -d")]
+        .into_iter()
+        .filter_map(limit)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn process_limits() -> impl Iterator<Item = MemoryLimit> {
+    std::iter::empty()
 }
 
 /// Online CPUs in the affinity mask. Sources that contradict each other or say nothing leave the mask alone, then

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
 use pace_models::DecoderSpec;
@@ -72,6 +72,12 @@ impl fmt::Debug for SequenceCache {
 }
 
 impl Request {
+    /// Tokens that its cache may come to hold, in a model of shape `spec` that it was [checked](Self::check) for.
+    pub(crate) fn room(&self, spec: &DecoderSpec) -> usize {
+        let both = self.prompt.len().saturating_add(self.max_new_tokens).min(spec.max_positions);
+        both.max(self.ctx_size.unwrap_or(0))
+    }
+
     /// Checks what can be checked before a model of shape `spec` is loaded.
     ///
     /// # Errors
@@ -100,7 +106,7 @@ pub enum TokenEvent {
         text: String,
     },
     /// The answer is complete. Nothing follows.
-    Finished(Finish),
+    Finished(Box<Finish>),
     /// The request failed. Nothing follows.
     Failed(RuntimeError),
 }
@@ -233,6 +239,24 @@ impl TokenStream {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// The next event if it is there already; `None` also after the last.
+    pub fn try_next(&mut self) -> Option<TokenEvent> {
+        if self.done {
+            return None;
+        }
+        match self.events.try_recv() {
+            Ok(event) => Some(self.took(event)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(self.took(TokenEvent::Failed(RuntimeError::Stopped))),
+        }
+    }
+
+    fn took(&mut self, event: TokenEvent) -> TokenEvent {
+        self.read.fetch_add(1, Ordering::Release);
+        self.done = !matches!(event, TokenEvent::Token { .. });
+        event
+    }
+
     /// A handle that cancels this answer.
     pub fn canceller(&self) -> Canceller {
         Canceller(Arc::clone(&self.cancelled))
@@ -248,9 +272,7 @@ impl Iterator for TokenStream {
             return None;
         }
         let event = self.events.recv().unwrap_or(TokenEvent::Failed(RuntimeError::Stopped));
-        self.read.fetch_add(1, Ordering::Release);
-        self.done = !matches!(event, TokenEvent::Token { .. });
-        Some(event)
+        Some(self.took(event))
     }
 }
 

@@ -12,6 +12,7 @@ mod scoring;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -27,7 +28,7 @@ pub(crate) use self::scoring::Scoring;
 use crate::RuntimeError;
 use crate::kv_cache::{KvConfig, KvShape};
 use crate::metrics::Counters;
-use crate::platform::MemoryLimit;
+use crate::platform::{MemoryLimit, numa};
 use crate::request::SequenceCache;
 
 /// Rows of logits computed at a time: bounds the memory of `[rows, vocab]`.
@@ -43,7 +44,8 @@ pub struct Batching {
     pub max_running: NonZeroUsize,
     /// Requests that wait at most; more are refused.
     pub max_waiting: usize,
-    /// Bytes that the KV caches of all sequences may come to hold; none: what is available once the model is loaded.
+    /// Bytes that the KV caches of all sequences, in all instances, may come to hold; none: what is available once the
+    /// model is loaded.
     pub kv_memory: Option<u64>,
 }
 
@@ -52,6 +54,26 @@ impl Default for Batching {
     fn default() -> Self {
         let number = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Self { prefill_chunk: number(512), max_running: number(64), max_waiting: 1024, kv_memory: None }
+    }
+}
+
+impl Batching {
+    /// Bytes that activations and logits of the largest forward take, about: its rows are a chunk and one token of each
+    /// other sequence, and a row is what a layer has of it at a time, in f32.
+    pub(crate) fn forward_bytes(&self, spec: &DecoderSpec) -> u64 {
+        let rows = self.prefill_chunk.get().min(spec.max_positions).saturating_add(self.max_running.get());
+        let heads = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim;
+        let row = 4 * spec.hidden + 2 * heads + 3 * spec.ffn;
+        let elements = rows.saturating_mul(row).saturating_add(LOGIT_ROWS * spec.vocab_size);
+        elements.saturating_mul(size_of::<f32>()) as u64
+    }
+
+    /// How many of `requests` each of `engines` should have at a time: an even share, as far as an engine runs them at
+    /// the same time. Fewer would leave the memory's bandwidth to few sequences, more would let the first engine take
+    /// what the others then lack.
+    pub fn places(&self, requests: usize, engines: usize) -> usize {
+        let most = self.max_running.get().min(self.max_waiting).max(1);
+        requests.div_ceil(engines.max(1)).clamp(1, most)
     }
 }
 
@@ -70,14 +92,13 @@ impl KvPlan {
     /// What a sequence of `max_len` tokens may come to need.
     ///
     /// # Errors
-    /// It is more than all sequences together may have, or fewer tokens than the cache shall have parts.
+    /// It is more than all sequences together may have.
     pub(crate) fn need(
         &self,
         spec: &DecoderSpec,
         max_len: usize,
         budget: &KvBudget,
     ) -> Result<u64, RuntimeError> {
-        self.config.check(max_len)?;
         let need = self.config.peak_bytes(&self.shape(spec, max_len)) as u64;
         if need > budget.limit() {
             return Err(RuntimeError::KvMemory { need, tokens: max_len, held: 0, limit: budget.limit() });
@@ -92,6 +113,8 @@ pub(crate) struct Task {
     pub(crate) prompt: Vec<u32>,
     /// Room in the cache, in tokens.
     pub(crate) max_len: usize,
+    /// Bytes that its cache may come to hold.
+    pub(crate) kv_bytes: u64,
     /// Set by the caller.
     pub(crate) cancelled: Arc<AtomicBool>,
     /// What the logits are for.
@@ -120,6 +143,7 @@ impl Task {
         Self {
             prompt,
             max_len,
+            kv_bytes: 0,
             cancelled,
             goal,
             reuse: None,
@@ -133,7 +157,10 @@ impl Task {
 
     /// Tells the caller that the request failed.
     pub(crate) fn fail(self, error: RuntimeError) {
-        match self.goal {
+        let Self { goal, lease, reuse, .. } = self;
+        // The memory is free before the caller hears of the end.
+        drop((lease, reuse));
+        match goal {
             Goal::Generate(g) => g.fail(error),
             Goal::Score(s) => s.fail(error),
         }
@@ -169,7 +196,10 @@ impl Task {
                 });
                 g.finish(Run { prompt, reused, started, prefill_steps }, cache);
             }
-            Goal::Score(s) => s.finish(),
+            Goal::Score(s) => {
+                drop((kv, lease));
+                s.finish();
+            }
         }
     }
 }
@@ -190,10 +220,20 @@ pub(crate) struct Scheduler {
     finished: Vec<bool>,
     /// Marks this engine's caches.
     owner: Arc<()>,
+    /// The NUMA nodes on which the caches should lie, and the caches' layers and heads; none once that was looked up, and
+    /// where it does not matter.
+    verify: Option<(Vec<usize>, KvShape)>,
 }
 
 impl Scheduler {
-    pub(crate) fn new(model: &dyn Model, batching: Batching, kv: KvPlan, counters: Arc<Counters>) -> Self {
+    /// For `model`; `nodes` are the NUMA nodes on which its caches should lie, if any.
+    pub(crate) fn new(
+        model: &dyn Model,
+        batching: Batching,
+        kv: KvPlan,
+        counters: Arc<Counters>,
+        nodes: Option<Vec<usize>>,
+    ) -> Self {
         let sequences = batching.max_running.get();
         Self {
             batching,
@@ -207,6 +247,7 @@ impl Scheduler {
             owners: Vec::with_capacity(sequences),
             finished: Vec::with_capacity(sequences),
             owner: Arc::new(()),
+            verify: nodes.map(|nodes| (nodes, kv.shape(model.spec(), 0))),
         }
     }
 
@@ -318,8 +359,7 @@ impl Scheduler {
     /// A sequence with memory set aside for the whole task.
     fn new_sequence(&self, task: &mut Task, spec: &DecoderSpec) -> Result<Sequence, RuntimeError> {
         let budget = &self.counters.kv;
-        let tokens = task.max_len;
-        let need = self.kv.need(spec, tokens, budget)?;
+        let (tokens, need) = (task.max_len, task.kv_bytes);
         let lease = budget.lease(need).ok_or_else(|| RuntimeError::KvMemory {
             need,
             tokens,
@@ -405,6 +445,9 @@ impl Scheduler {
     /// Ends task `i` and frees its cache.
     fn retire(&mut self, i: usize) {
         let (sequence, task) = (self.batch.remove(i), self.running.remove(i));
+        if let Some((nodes, shape)) = self.verify.take_if(|_| !sequence.kv.is_empty()) {
+            numa::verify("the KV cache", &addresses(sequence.kv.as_ref(), &shape), &nodes);
+        }
         // Before the caller hears of the end: whoever asks then must not find it running.
         self.count_running();
         task.finish(Some(sequence.kv), &self.owner);
@@ -413,6 +456,17 @@ impl Scheduler {
 
 fn sequence(task: &Task, kv: Box<dyn KvCache>) -> Sequence {
     Sequence { kv, input: Vec::new(), rope_len: task.prompt.len(), outputs: 1 }
+}
+
+/// Where the keys and values of a sequence lie.
+fn addresses(cache: &dyn KvCache, shape: &KvShape) -> Vec<Range<usize>> {
+    let mut all = Vec::new();
+    for (layer, head) in
+        (0..shape.n_layers).flat_map(|layer| (0..shape.n_kv_heads).map(move |head| (layer, head)))
+    {
+        cache.for_each_run(layer, head, cache.len(), &mut |run| all.push(run.addresses()));
+    }
+    all
 }
 
 /// Whether keys rotated for one length are right for another, up to `longest`: `dynamic` RoPE changes its

@@ -5,8 +5,9 @@
 mod common;
 
 use pace_kernels::DType;
+use pace_runtime::kv_cache::KvShape;
 use pace_runtime::sampler::SamplingParams;
-use pace_runtime::{ModelRef, Request, TokenEvent, TokenStream};
+use pace_runtime::{ModelFiles, ModelRef, Request, TokenEvent, TokenStream};
 use peak_alloc::PeakAlloc;
 
 use common::{config, start};
@@ -17,7 +18,13 @@ static HEAP: PeakAlloc = PeakAlloc;
 
 #[test]
 fn a_warm_decode_step_allocates_nothing() {
-    let engine = start(&ModelRef::Random("small".to_owned()), config(DType::Bf16, 2)).unwrap();
+    let small = ModelRef::Random("small".to_owned());
+    let mut config = config(DType::Bf16, 2);
+    let files = ModelFiles::open(&small).unwrap();
+    let shape = KvShape::new(files.spec(), config.load.kv, 320);
+    // Three run, and the fourth asks at every step whether there is room now.
+    config.batching.kv_memory = Some(3 * config.kv_cache.peak_bytes(&shape) as u64);
+    let engine = start(&small, config).unwrap();
     for do_sample in [false, true] {
         let sampling = SamplingParams { do_sample, seed: Some(1), ..SamplingParams::default() };
         // The first round leaves work space of the size that such sequences need.
@@ -25,15 +32,17 @@ fn a_warm_decode_step_allocates_nothing() {
             let request =
                 || Request { prompt: vec![3; 20], max_new_tokens: 300, sampling, ..Request::default() };
             let mut streams = [0, 1, 2].map(|_| engine.submit(request()).unwrap());
+            let waiting = engine.submit(request()).unwrap();
             read(&mut streams, 50);
             HEAP.reset_peak_usage();
             let before = HEAP.current_usage();
             read(&mut streams, 240);
+            assert_eq!((engine.metrics().running, engine.metrics().waiting), (3, 1));
             if warm {
                 let after = (HEAP.peak_usage(), HEAP.current_usage());
                 assert_eq!(after, (before, before), "sampling: {do_sample}");
             }
-            for stream in streams {
+            for stream in streams.into_iter().chain([waiting]) {
                 assert!(matches!(stream.last(), Some(TokenEvent::Finished(_))));
             }
         }

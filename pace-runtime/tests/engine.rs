@@ -63,15 +63,16 @@ fn a_fixture_scores_the_same_bits_in_every_cache() {
 }
 
 #[test]
-fn a_cache_that_shall_have_more_parts_than_tokens_is_refused_before_anything_runs() {
-    let bmc = BmcConfig { splits: Some(9), ..BmcConfig::default() };
+fn a_cache_that_shall_have_more_parts_than_the_context_is_refused_before_anything_runs() {
+    let bmc = BmcConfig { splits: Some(512), ..BmcConfig::default() };
     let kv_cache = KvConfig { kind: KvCacheKind::Bmc, bmc, ..KvConfig::default() };
     let tiny = ModelRef::Random("tiny".to_owned());
     let engine = start(&tiny, EngineConfig { kv_cache, ..config(DType::Bf16, 1) }).unwrap();
-    let error = engine.submit(request(&[1, 2, 3], 5)).err().unwrap();
+    assert!(engine.submit(request(&[1, 2, 3], 5)).is_ok(), "a short sequence has fewer parts");
+    let shorter = Request { ctx_size: Some(511), ..request(&[1, 2, 3], 5) };
+    let error = engine.submit(shorter).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert!(error.to_string().contains("--bmc-splits"), "{error}");
-    assert!(engine.submit(request(&[1, 2, 3], 6)).is_ok());
 }
 
 #[test]

@@ -85,6 +85,11 @@ impl EngineArgs {
         let mut config = EngineConfig::on_cores(dtype, &self.platform.cores(env))?;
         config.prefill_threads = self.platform.prefill_threads.map(usize::from);
         config.decode_threads = self.platform.decode_threads.map(usize::from);
+        for (flag, asked) in [("prefill", config.prefill_threads), ("decode", config.decode_threads)] {
+            if let Some(asked) = asked.filter(|&asked| asked > config.cpus.len()) {
+                tracing::warn!("--{flag}-threads {asked}: there are {} threads in all", config.cpus.len());
+            }
+        }
         config.numa_memory = self.platform.numa_memory.into();
         config.load.placement.hugepages = self.platform.hugepages.into();
         config.load.allow_nonfinite = self.allow_nonfinite;

@@ -14,7 +14,7 @@ use crate::exit::Usage;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct KvArgs {
-    /// How KV caches get their memory: copied into longer ones block by block, all at once, or in parts [default: bmc].
+    /// How KV caches get their memory: copied at each token, all at once, or in parts [default: bmc].
     #[arg(long, value_enum, value_name = "KIND")]
     pub(crate) kv_cache: Option<KindChoice>,
     /// Allocations of a BMC cache, each twice the one before, from 1 to the maximum length; goes before

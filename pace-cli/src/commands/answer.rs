@@ -75,7 +75,7 @@ pub(crate) fn run(
             }
             TokenEvent::Finished(finish) => {
                 all.push_str(&finish.text);
-                return Ok(Answer { tokens, text: all, finish });
+                return Ok(Answer { tokens, text: all, finish: *finish });
             }
             TokenEvent::Failed(error) => return Err(error.into()),
         }

@@ -60,8 +60,14 @@ pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
 
 /// Every setting that has a say in speed, with what decided it.
 fn settings(env: &Env, args: &EngineArgs, config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
-    [thread_settings(config, budget), memory_settings(args, config), operator_settings(env, args, config)]
-        .concat()
+    [
+        thread_settings(config, budget),
+        memory_settings(args, config),
+        kv_settings(args, config),
+        operator_settings(env, args, config),
+        other_settings(env),
+    ]
+    .concat()
 }
 
 fn thread_settings(config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
@@ -84,17 +90,31 @@ fn memory_settings(args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
     vec![
         setting("numa_memory", config.numa_memory.name(), numa),
         setting("hugepages", format!("{:?}", config.load.placement.hugepages).to_lowercase(), pages),
-        setting("kv_cache", config.kv_cache.kind.name(), "default"),
+    ]
+}
+
+fn kv_settings(args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
+    let (kv, bmc) = (&args.kv, &config.kv_cache.bmc);
+    let splits = match kv.bmc_splits {
+        Some(_) => "--bmc-splits",
+        None => given(bmc.splits.is_some(), "PACE_BMC_NUM_SPLITS"),
+    };
+    let memory =
+        config.batching.kv_memory.map_or_else(|| "what is available".to_owned(), |n| bytes(n as usize));
+    let growth = bmc.growth.map_or("auto", |growth| growth.name());
+    let given_memory = given(args.kv_memory.is_some(), "--kv-memory");
+    let given_chunk = given(args.prefill_chunk.is_some(), "--prefill-chunk");
+    vec![
+        setting("kv_cache", config.kv_cache.kind.name(), given(kv.kv_cache.is_some(), "--kv-cache")),
+        setting("bmc_splits", auto(bmc.splits), splits),
+        setting("bmc_growth", growth, given(kv.bmc_growth.is_some(), "--bmc-growth")),
+        setting("bmc_grow", bmc.grow.name(), given(kv.bmc_grow.is_some(), "--bmc-grow")),
+        setting("kv_memory", memory, given_memory),
+        setting("prefill_chunk", config.batching.prefill_chunk, given_chunk),
     ]
 }
 
 fn operator_settings(env: &Env, args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
-    let values = config::values();
-    let variable = |name| {
-        let set = values.iter().any(|(variable, value)| variable.name == name && value.is_some());
-        given(set, name)
-    };
-    let block = |value: Option<usize>| value.map_or_else(|| "auto".to_owned(), |value| value.to_string());
     let operators = match (args.operators.is_given(), env.operators == OperatorConfig::default()) {
         (true, _) => "--op, --op-config",
         (false, false) => "PACE_OP_CONFIG",
@@ -102,14 +122,47 @@ fn operator_settings(env: &Env, args: &EngineArgs, config: &EngineConfig) -> Vec
     };
     let load = &config.load;
     vec![
-        setting("isa", config.isa, variable("PACE_ISA")),
+        setting("isa", config.isa, by_variable("PACE_ISA")),
         setting("dtype", load.activations, given(args.dtype != WeightChoice::default(), "--dtype")),
         setting("kv_dtype", load.kv, given(args.kv_dtype.is_some(), "--kv-dtype")),
         setting("operators", requested(&load.operators), operators),
-        setting("panel_width", block(load.panel_width), variable("LIBXSMM_BLOCK_SIZE")),
-        setting("imbps_chunks", block(load.imbps_chunks), variable("IMBPS_BLOCK_SIZE")),
-        setting("log_level", format!("{:?}", env.log_level).to_lowercase(), variable("PACE_LOG_LEVEL")),
+        setting("panel_width", auto(load.panel_width), by_variable("LIBXSMM_BLOCK_SIZE")),
+        setting("imbps_chunks", auto(load.imbps_chunks), by_variable("IMBPS_BLOCK_SIZE")),
     ]
+}
+
+/// The variables that no other setting stands for.
+fn other_settings(env: &Env) -> Vec<Setting> {
+    let level = format!("{:?}", env.log_level).to_lowercase();
+    let mut all = vec![setting("log_level", level, by_variable("PACE_LOG_LEVEL"))];
+    for (variable, value) in config::values() {
+        if !ELSEWHERE.contains(&variable.name) {
+            let source = given(value.is_some(), variable.name);
+            all.push(setting(variable.name, value.unwrap_or_else(|| variable.default.to_owned()), source));
+        }
+    }
+    all
+}
+
+/// Variables whose effect is shown under another name.
+const ELSEWHERE: [&str; 8] = [
+    "PACE_LOG_LEVEL",
+    "PACE_ISA",
+    "PACE_OP_CONFIG",
+    "PACE_BMC_NUM_SPLITS",
+    "OMP_NUM_THREADS",
+    "GOMP_CPU_AFFINITY",
+    "LIBXSMM_BLOCK_SIZE",
+    "IMBPS_BLOCK_SIZE",
+];
+
+/// The source of a setting that only a variable gives.
+fn by_variable(name: &'static str) -> &'static str {
+    given(config::values().iter().any(|(variable, value)| variable.name == name && value.is_some()), name)
+}
+
+fn auto(value: Option<usize>) -> String {
+    value.map_or_else(|| "auto".to_owned(), |value| value.to_string())
 }
 
 fn setting(name: &'static str, value: impl ToString, source: impl ToString) -> Setting {
@@ -117,7 +170,7 @@ fn setting(name: &'static str, value: impl ToString, source: impl ToString) -> S
 }
 
 /// What decided a setting that `source` may have given.
-const fn given(is_given: bool, source: &str) -> &str {
+const fn given(is_given: bool, source: &'static str) -> &'static str {
     if is_given { source } else { "default" }
 }
 

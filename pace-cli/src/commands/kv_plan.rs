@@ -29,7 +29,7 @@ pub(crate) fn run(env: &Env, args: &KvPlanArgs) -> Result<()> {
         return Err(Usage(format!("--length {length}: the model's context holds {context} tokens")).into());
     }
     let shape = KvShape::new(files.spec(), config.load.kv, length);
-    config.kv_cache.check(length).map_err(|e| Usage(e.to_string()))?;
+    config.kv_cache.check(context).map_err(|e| Usage(e.to_string()))?;
     let (batch, cost) = (args.batch.get(), KvCostModel::measure());
     let own = config.kv_cache.bmc.grow;
     let tables = [BmcGrow::Commit, BmcGrow::Copy]

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -86,11 +87,33 @@ fn find(allocator: Allocator, dirs: &[PathBuf]) -> Option<PathBuf> {
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let mut found: Vec<String> = names.filter(|name| matches(name, stem)).collect();
         found.sort();
-        if let Some(path) = found.iter().map(|name| dir.join(name)).find(|path| path.is_file()) {
+        let fits = |path: &PathBuf| is_of_this_machine(path) && !breaks_list(path);
+        if let Some(path) = found.iter().map(|name| dir.join(name)).find(fits) {
             return Some(path);
         }
     }
     None
+}
+
+/// Whether a file is an ELF library of 64 or 32 bits and for a CPU as this program is: the loader only warns of others.
+fn is_of_this_machine(path: &Path) -> bool {
+    let head = |path: &Path| {
+        let mut head = [0; 20];
+        fs::File::open(path)?.read_exact(&mut head)?;
+        std::io::Result::Ok(head)
+    };
+    let class_and_machine = |head: [u8; 20]| (head[4], [head[18], head[19]]);
+    match (head(path), std::env::current_exe().and_then(|own| head(&own))) {
+        (Ok(library), Ok(own)) => {
+            library.starts_with(b"\x7fELF") && class_and_machine(library) == class_and_machine(own)
+        }
+        (library, _) => library.is_ok_and(|head| head.starts_with(b"\x7fELF")),
+    }
+}
+
+/// Whether the loader would take a path for several: it separates by spaces and colons.
+fn breaks_list(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().iter().any(|byte| b" :".contains(byte))
 }
 
 fn missing(allocator: Allocator, dirs: &[PathBuf]) -> Usage {
@@ -122,11 +145,20 @@ mod tests {
         let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let paths: Vec<PathBuf> = dirs.iter().map(|dir| dir.path().to_path_buf()).collect();
         assert_eq!(find(Allocator::Tcmalloc, &paths), None);
-        fs::write(paths[0].join("libtcmalloc_minimal.so.4"), "").unwrap();
-        fs::write(paths[0].join("libtcmalloc.sooner"), "").unwrap();
+        let library = fs::read(std::env::current_exe().unwrap()).unwrap()[..64].to_vec();
+        let of_another_machine = [&library[..18], &[3, 0], &library[20..]].concat();
+        fs::write(paths[1].join("libtcmalloc.so"), of_another_machine).unwrap();
+        fs::write(paths[1].join("libtcmalloc.so.3"), "no library").unwrap();
+        assert_eq!(find(Allocator::Tcmalloc, &paths), None);
+        fs::write(paths[0].join("libtcmalloc_minimal.so.4"), &library).unwrap();
+        fs::write(paths[0].join("libtcmalloc.sooner"), &library).unwrap();
         assert_eq!(find(Allocator::Tcmalloc, &paths), Some(paths[0].join("libtcmalloc_minimal.so.4")));
-        fs::write(paths[2].join("libtcmalloc.so.4.5"), "").unwrap();
+        fs::write(paths[2].join("libtcmalloc.so.4.5"), &library).unwrap();
         assert_eq!(find(Allocator::Tcmalloc, &paths), Some(paths[2].join("libtcmalloc.so.4.5")));
+        let spaced = paths[2].join("a b");
+        fs::create_dir(&spaced).unwrap();
+        fs::write(spaced.join("libmimalloc.so"), &library).unwrap();
+        assert_eq!(find(Allocator::Mimalloc, &[spaced]), None, "the loader would take it for two");
         let message = missing(Allocator::Mimalloc, &paths).to_string();
         assert!(
             message.contains("libmimalloc.so") && message.contains("conda install mimalloc"),

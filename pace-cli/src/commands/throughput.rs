@@ -4,6 +4,7 @@ mod processes;
 mod report;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,7 +26,11 @@ const RANDOM: (usize, usize, usize) = (8, 64, 32);
 const DEFAULT_NEW_TOKENS: usize = 128;
 
 pub(crate) fn run(env: &Env, args: &ThroughputArgs) -> Result<()> {
-    let config = args.engine.config(env)?;
+    let mut config = args.engine.config(env)?;
+    if args.nodes.is_some() && config.within.is_empty() {
+        // Memory that belongs to one node is of use to threads that stay there.
+        config.within.clone_from(&config.cpus);
+    }
     let files = Arc::new(open(env, args.engine.model.as_deref())?);
     if let Some(orders) = &args.worker {
         return worker::run(&files, config, args, orders);
@@ -34,7 +39,7 @@ pub(crate) fn run(env: &Env, args: &ThroughputArgs) -> Result<()> {
     let prompts = prompts(&files, args)?;
     let bar = progress(prompts.len());
     let report = if args.processes {
-        processes::run(&files, &config, &parts, prompts, &bar)?
+        processes::run(&files, &config, args, &parts, prompts, &bar)?
     } else {
         threads(&files, &config, args, &parts, prompts, &bar)?
     };
@@ -51,11 +56,12 @@ fn threads(
     prompts: Vec<Vec<u32>>,
     bar: &ProgressBar,
 ) -> Result<Report> {
-    let instances = Instances::start(files, config, parts, load_progress)?;
+    let running = Instances::start(files, config, parts, load_progress)?;
+    let engines = running.engines();
     let requests = prompts.into_iter().map(|ids| request(files, args, ids)).collect::<Result<_>>()?;
     let start = Instant::now();
     let mut done = Vec::new();
-    instances.run(requests, |completion| {
+    running.run(requests, |completion| {
         bar.inc(1);
         done.push(Done::from(completion));
     })?;
@@ -63,15 +69,15 @@ fn threads(
     let own = std::process::id();
     let instances =
         parts.iter().map(|part| InstanceReport { pid: own, restarts: 0, ..InstanceReport::of(part) });
-    let nodes: std::collections::BTreeSet<_> = parts.iter().map(|part| part.node).collect();
-    let weight_bytes = files.spec().weight_bytes(config.load.weights);
+    let copies: BTreeSet<_> = parts.iter().map(|part| &part.nodes).collect();
+    let weight_bytes = engines.first().map_or(0, |engine| engine.info().weight_bytes);
     Ok(Report {
         model: files.name().to_owned(),
         instances: instances.collect(),
         done,
         seconds,
         weight_bytes,
-        weight_copies: nodes.len(),
+        weight_copies: copies.len(),
         pss_bytes: report::pss(),
         processes: false,
     })
@@ -91,7 +97,7 @@ fn parts(args: &ThroughputArgs, config: &EngineConfig) -> Result<Vec<Part>> {
         (Some(lists), _) => lists.iter().map(|cpus| Part::of_cpus(&topology, cpus.clone())).collect(),
         (None, asked) => {
             let node = |id: &usize| topology.cpu(*id).map_or(0, |cpu| cpu.node);
-            let nodes: std::collections::BTreeSet<usize> = config.cpus.iter().map(node).collect();
+            let nodes: BTreeSet<usize> = config.cpus.iter().map(node).collect();
             let n = asked.unwrap_or_else(|| nodes.len().max(1));
             partition(&topology, &config.cpus, n).map_err(|error| Usage(format!("--instances: {error}")))?
         }
@@ -107,7 +113,7 @@ fn parts(args: &ThroughputArgs, config: &EngineConfig) -> Result<Vec<Part>> {
             if !known.contains(&node) {
                 return Err(Usage(format!("--nodes: there is no node {node}; there are: {known:?}")).into());
             }
-            part.node = Some(node);
+            part.nodes = vec![node];
         }
     }
     Ok(parts)

@@ -34,7 +34,7 @@ fn every_cache_gives_the_same_tokens_and_says_what_it_did() {
         (kv["kind"].as_str().unwrap().to_owned(), number("allocations"), number("capacity_rows"), copied)
     };
     assert_eq!(rows(&fixed), ("static".to_owned(), 1, 512, false));
-    assert_eq!(rows(&answer(&["--kv-cache", "dynamic"])), ("dynamic".to_owned(), 8, 512, true));
+    assert_eq!(rows(&answer(&["--kv-cache", "dynamic"])), ("dynamic".to_owned(), 500, 512, true));
     let bmc = |allocations, copied| ("bmc".to_owned(), allocations, 512, copied);
     assert_eq!(rows(&answer(&["--bmc-splits", "4"])), bmc(4, false));
     assert_eq!(rows(&answer(&["--bmc-splits", "4", "--bmc-grow", "copy"])), bmc(4, true));
@@ -48,7 +48,7 @@ fn every_cache_gives_the_same_tokens_and_says_what_it_did() {
 
 #[test]
 fn splits_out_of_range_are_refused_whoever_asks() {
-    for splits in ["0", "-1", "two", "1.5", "504", "1000000", "99999999999999999999999"] {
+    for splits in ["0", "-1", "two", "1.5", "513", "1000000", "99999999999999999999999"] {
         let flag = ["--bmc-splits", splits];
         pace(&[&ANSWER[..], &flag].concat()).assert_refused(2, &["--bmc-splits", splits]);
         let variable = Call::new(&ANSWER).env("PACE_BMC_NUM_SPLITS", splits).run();

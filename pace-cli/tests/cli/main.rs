@@ -72,6 +72,17 @@ fn list(ids: &[u32]) -> String {
     ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// The CPUs on which the tests may run.
+fn cpus() -> Vec<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        first.parse::<usize>().unwrap()..=last.parse::<usize>().unwrap()
+    };
+    list.trim().split(',').flat_map(range).collect()
+}
+
 /// The one JSON value that a run wrote, on one line.
 fn json(outcome: &Outcome) -> Value {
     let text = outcome.text();

@@ -3,18 +3,7 @@
 use serde_json::Value;
 
 use super::common::{Call, pace};
-use super::{json, keys};
-
-/// The CPUs on which the tests may run.
-fn cpus() -> Vec<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-    let range = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        first.parse::<usize>().unwrap()..=last.parse::<usize>().unwrap()
-    };
-    list.trim().split(',').flat_map(range).collect()
-}
+use super::{cpus, json, keys};
 
 fn generate<'a>(more: &[&'a str]) -> Vec<&'a str> {
     let base = ["generate", "-m", "random:tiny", "--prompt-tokens", "1,2,3", "-n", "4", "--format", "json"];
@@ -51,7 +40,7 @@ fn cpus_and_nodes_that_are_not_there_are_named() {
     refused(&["--cores", "3-1"], &["--cores", "0-3,8"]);
     refused(&["--cores", ""], &["--cores"]);
     refused(&["--numa-node", "4000"], &["--numa-node", "no node 4000", "this machine has: "]);
-    refused(&["--numa-node", "0", "--cores", "0"], &["--numa-node", "--cores"]);
+    refused(&["--numa-node", "0", "--cores", &cpus()[0].to_string()], &["--numa-node", "--cores"]);
     refused(&["--decode-threads", "0"], &["--decode-threads"]);
     let variable = |name, value, words: &[&str]| {
         Call::new(&generate(&[])).env(name, value).run().assert_refused(2, words);
@@ -71,8 +60,11 @@ fn doctor(call: Call) -> Value {
 
 #[test]
 fn the_doctor_reports_checks_settings_and_machine() {
-    let args = ["doctor", "-m", "random:tiny", "--threads", "1", "--op", "mlp=native", "--format", "json"];
-    let report = doctor(Call::new(&args).env("OMP_NUM_THREADS", "7").env("IMBPS_BLOCK_SIZE", "4"));
+    let model = ["doctor", "-m", "random:tiny", "--format", "json"];
+    let flags = ["--threads", "1", "--op", "mlp=native", "--kv-cache", "bmc", "--kv-memory", "1GiB"];
+    let call = Call::new(&[&model[..], &flags].concat()).env("PACE_BMC_NUM_SPLITS", "3");
+    let report =
+        doctor(call.env("OMP_NUM_THREADS", "7").env("IMBPS_BLOCK_SIZE", "4").env("HF_TOKEN", "hf_secret"));
     let checks = report["checks"].as_array().unwrap();
     for check in checks {
         assert_eq!(keys(check), ["id", "status", "value", "advice"]);
@@ -95,6 +87,13 @@ fn the_doctor_reports_checks_settings_and_machine() {
     assert_eq!(setting("imbps_chunks"), pair("4", "IMBPS_BLOCK_SIZE"));
     assert_eq!(setting("operators"), pair("mlp=native", "--op, --op-config"));
     assert_eq!(setting("numa_memory"), pair("bind", "default"));
+    assert_eq!(setting("kv_cache"), pair("bmc", "--kv-cache"));
+    assert_eq!(setting("bmc_splits"), pair("3", "PACE_BMC_NUM_SPLITS"));
+    assert_eq!(setting("kv_memory").1, "--kv-memory");
+    assert_eq!(setting("prefill_chunk"), pair("512", "default"));
+    assert_eq!(setting("HF_TOKEN"), pair("(set)", "HF_TOKEN"));
+    assert_eq!(setting("PACE_CACHE").1, "PACE_CACHE");
+    assert_eq!(setting("HF_TOKEN_PATH"), pair("$HF_HOME/token", "default"));
     let machine = &report["machine"];
     assert!(machine["cores"].as_u64().unwrap() > 0, "{machine}");
     assert!(machine["limits"]["bytes"].as_f64().unwrap() > 1e6, "{machine}");
@@ -137,7 +136,9 @@ fn variables_are_listed_and_unknown_ones_are_named() {
 #[test]
 fn a_program_is_launched_with_an_allocator_or_told_where_it_was_looked_for() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("libmimalloc.so.2"), "").unwrap();
+    // The head of a program for this machine, without a body.
+    let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    std::fs::write(dir.path().join("libmimalloc.so.2"), &program[..64]).unwrap();
     let args = ["launch", "--allocator", "mimalloc", "--", "sh", "-c", "echo $LD_PRELOAD"];
     let launched = Call::new(&args).env("LD_LIBRARY_PATH", dir.path().to_str().unwrap()).run();
     // The dynamic linker says that the file is no library, and goes on.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::common::{Call, pace};
+use crate::cpus;
 
 /// How long a machine that is busy with other tests may take.
 #[cfg(target_os = "linux")]
@@ -14,6 +15,11 @@ fn tokens(report: &Value) -> Vec<&Value> {
     let requests = report["requests"].as_array().unwrap();
     requests.iter().enumerate().for_each(|(i, request)| assert_eq!(request["index"], i));
     requests.iter().map(|request| &request["tokens"]).collect()
+}
+
+/// Two instances on one CPU, which there is everywhere.
+fn two() -> String {
+    format!("{0};{0}", cpus()[0])
 }
 
 fn json(args: &[&str]) -> Value {
@@ -31,7 +37,7 @@ fn threads_and_processes_give_the_answers_of_one_instance() {
     assert_eq!(tokens(&one).len(), 8);
     assert_eq!((&one["prompt_tokens"], &one["new_tokens"]), (&512.into(), &256.into()));
     for flags in
-        [&["--cores", "0;0"][..], &["--cores", "0;0", "--processes"], &["--instances", "1", "--processes"]]
+        [&["--cores", &two()][..], &["--cores", &two(), "--processes"], &["--instances", "1", "--processes"]]
     {
         let many = run(flags);
         assert_eq!(tokens(&many), tokens(&one), "{flags:?}");
@@ -51,7 +57,7 @@ fn random_prompts_are_clipped_to_the_context() {
 #[test]
 fn processes_share_one_copy_of_the_weights() {
     let args =
-        ["throughput", "-m", "random:small", "--random", "-n", "500", "--cores", "0;0", "--processes"];
+        ["throughput", "-m", "random:small", "--random", "-n", "500", "--cores", &two(), "--processes"];
     let outcome = Call::new(&[&args[..], &["--format", "json"]].concat()).run_with(true, |parent| {
         let deadline = Instant::now() + PATIENCE;
         // Each has all of the file in its memory, and half of it counts as its own: the parent has let go of it.
@@ -73,7 +79,7 @@ fn processes_share_one_copy_of_the_weights() {
 #[test]
 fn a_process_that_dies_is_started_again_and_nothing_is_lost() {
     let args =
-        ["throughput", "-m", "random:small", "--random", "-n", "500", "--cores", "0;0", "--processes"];
+        ["throughput", "-m", "random:small", "--random", "-n", "500", "--cores", &two(), "--processes"];
     let mut victim = None;
     let outcome = Call::new(&[&args[..], &["--format", "json"]].concat()).run_with(true, |parent| {
         let pid = working_child(parent.id());
@@ -137,16 +143,24 @@ fn weights_memory(pid: i32) -> Option<(u64, u64)> {
 }
 
 #[test]
+fn what_cannot_be_answered_is_no_crash() {
+    let args = ["throughput", "-m", "random:small", "--random", "--processes", "--kv-memory", "1k"];
+    let outcome = pace(&args);
+    outcome.assert_refused(4, &["--kv-memory"]);
+    assert!(!outcome.stderr.contains("died"), "{}", outcome.stderr);
+}
+
+#[test]
 fn what_cannot_be_divided_is_refused() {
     let refused = |args: &[&str], words: &[&str]| {
         pace(&[&["throughput", "-m", "random:small", "--random"], args].concat()).assert_refused(2, words);
     };
     refused(&["--instances", "4000"], &["4000"]);
     refused(&["--instances", "1000"], &["--instances", "1000 cores"]);
-    refused(&["--cores", "0;0", "--instances", "3"], &["--cores", "2 lists", "3 instances"]);
-    refused(&["--nodes", "0;0"], &["--nodes", "2 nodes", "1 instances"]);
-    refused(&["--nodes", "77"], &["--nodes", "no node 77"]);
+    refused(&["--cores", &two(), "--instances", "3"], &["--cores", "2 lists", "3 instances"]);
+    refused(&["--instances", "1", "--nodes", "0;0"], &["--nodes", "2 nodes", "1 instances"]);
+    refused(&["--instances", "1", "--nodes", "4000"], &["--nodes", "no node 4000"]);
     pace(&["throughput", "-m", "random:small"]).assert_refused(2, &["--random"]);
-    pace(&["generate", "-m", "random:small", "--prompt-tokens", "1", "--cores", "0;0"])
+    pace(&["generate", "-m", "random:small", "--prompt-tokens", "1", "--cores", &two()])
         .assert_refused(2, &["--cores", "throughput"]);
 }

@@ -59,6 +59,21 @@ pub struct KvRun<'a> {
     pub blocks: KvRef<'a>,
 }
 
+impl KvRun<'_> {
+    /// Where the blocks lie, for asking the system about them.
+    pub fn addresses(&self) -> Range<usize> {
+        match self.blocks {
+            KvRef::F32(blocks) => addresses(blocks),
+            KvRef::Bf16(blocks) => addresses(blocks),
+        }
+    }
+}
+
+fn addresses<T>(slice: &[T]) -> Range<usize> {
+    let range = slice.as_ptr_range();
+    range.start.addr()..range.end.addr()
+}
+
 impl KvLayout {
     /// Blocks of heads with `head_dim` dimensions.
     ///

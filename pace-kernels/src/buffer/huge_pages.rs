@@ -19,7 +19,7 @@ pub(crate) fn share(_ranges: &[Range<usize>]) -> Option<f64> {
 #[cfg(any(target_os = "linux", test))]
 fn share_in(smaps: &str, ranges: &[Range<usize>]) -> Option<f64> {
     let (mut huge, mut all) = (0.0, 0.0);
-    let (mut overlap, mut resident) = (0, 0);
+    let (mut overlap, mut resident, mut anonymous) = (0, 0, 0);
     for line in smaps.lines() {
         if let Some(mapping) = addresses(line) {
             let common = |range: &Range<usize>| {
@@ -28,9 +28,11 @@ fn share_in(smaps: &str, ranges: &[Range<usize>]) -> Option<f64> {
             overlap = ranges.iter().map(common).sum();
         } else if let Some(bytes) = size(line, "Rss:") {
             resident = bytes;
-        } else if let Some(bytes) = size(line, "AnonHugePages:").filter(|_| overlap > 0 && resident > 0) {
-            let counted = overlap.min(resident) as f64;
-            huge += counted * (bytes.min(resident) as f64 / resident as f64);
+        } else if let Some(bytes) = size(line, "AnonHugePages:") {
+            anonymous = bytes;
+        } else if let Some(shared) = size(line, "ShmemPmdMapped:").filter(|_| overlap > 0 && resident > 0) {
+            let (counted, bytes) = (overlap.min(resident) as f64, (anonymous + shared).min(resident));
+            huge += counted * (bytes as f64 / resident as f64);
             all += counted;
         }
     }
@@ -60,14 +62,17 @@ mod tests {
 Size:                  8 kB
 Rss:                   8 kB
 AnonHugePages:         0 kB
+ShmemPmdMapped:        0 kB
 200000-a00000 rw-p 00000000 00:00 0    [anon: weights]
 Size:               8192 kB
 Rss:                4096 kB
-AnonHugePages:      2048 kB
+AnonHugePages:      1024 kB
+ShmemPmdMapped:     1024 kB
 VmFlags: rd wr mr
 b00000-c00000 rw-p 00000000 00:00 0
 Rss:                   0 kB
 AnonHugePages:         0 kB
+ShmemPmdMapped:        0 kB
 ";
 
     #[test]

@@ -51,16 +51,15 @@ impl SharedMemory {
         Ok(Self { file, filled: true })
     }
 
-    /// Forbids everyone to change the contents or the size from now on. What this process has mapped so far it can still
-    /// write: it must not.
+    /// Forbids everyone, this process too, to change the contents or the size from now on.
     ///
     /// # Errors
-    /// The system does not let files be sealed.
+    /// A buffer of it lives, through which it could still be written; the system does not let files be sealed.
     #[cfg(target_os = "linux")]
     pub fn seal(&self) -> io::Result<()> {
         use rustix::fs::{SealFlags, fcntl_add_seals};
 
-        Ok(fcntl_add_seals(&self.file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::FUTURE_WRITE)?)
+        Ok(fcntl_add_seals(&self.file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE)?)
     }
 
     /// As [`create`](Self::create).
@@ -118,7 +117,7 @@ impl AsFd for SharedMemory {
 fn is_sealed(file: &File) -> bool {
     use rustix::fs::{SealFlags, fcntl_get_seals};
 
-    fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK | SealFlags::FUTURE_WRITE))
+    fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK | SealFlags::WRITE))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -200,6 +199,8 @@ mod tests {
         for (i, buffer) in own.iter_mut().enumerate() {
             buffer.as_mut_slice::<half::bf16>().fill(half::bf16::from_f32(i as f32 + 1.0));
         }
+        assert!(memory.seal().is_err(), "it can still be written through these");
+        drop((own, arena));
         memory.seal().unwrap();
         let other = Arena::shared(Placement::default(), Arc::new(reopen(&memory).unwrap()));
         assert!(other.is_filled());
@@ -207,9 +208,16 @@ mod tests {
             let mut buffer = other.zeroed(bytes).unwrap();
             let expected = half::bf16::from_f32(i as f32 + 1.0);
             assert!(buffer.as_slice::<half::bf16>().iter().all(|&x| x == expected), "{i}");
-            // Nobody else sees what is written here.
             buffer.as_mut_slice::<half::bf16>().fill(half::bf16::ZERO);
-            assert!(own[i].as_slice::<half::bf16>().iter().all(|&x| x == expected), "{i}");
+        }
+        // Nobody else sees what was written there.
+        let third = Arena::shared(Placement::default(), Arc::new(reopen(&memory).unwrap()));
+        for (i, &bytes) in sizes.iter().enumerate() {
+            let expected = half::bf16::from_f32(i as f32 + 1.0);
+            assert!(
+                third.zeroed(bytes).unwrap().as_slice::<half::bf16>().iter().all(|&x| x == expected),
+                "{i}"
+            );
         }
         assert!(other.zeroed(64 << 20).is_err(), "more than was filled");
         assert!(memory.file.set_len(0).is_err() && memory.file.set_len(1 << 30).is_err());

@@ -64,6 +64,7 @@ pub fn checks(facts: &Facts<'_>) -> Vec<Check> {
         huge_pages(facts),
         allocator(facts),
     ];
+    all.extend(numa_balancing(facts));
     all.extend(governor(facts));
     all
 }
@@ -148,6 +149,13 @@ fn numa(facts: &Facts<'_>) -> Check {
         return warn("numa", value, advice);
     }
     ok("numa", value)
+}
+
+/// Nothing on a machine of one node.
+fn numa_balancing(facts: &Facts<'_>) -> Option<Check> {
+    let on = facts.machine.numa_balancing.filter(|_| facts.machine.numa_nodes > 1)?;
+    let advice = "the kernel unmaps pages to see who uses them, and moves them: as root, sysctl kernel.numa_balancing=0";
+    Some(if on { warn("numa_balancing", "on", advice) } else { ok("numa_balancing", "off") })
 }
 
 fn memory(facts: &Facts<'_>) -> Check {
@@ -280,6 +288,8 @@ mod tests {
         let never =
             |_: &mut Machine, facts: &mut Facts<'static>| facts.placement.hugepages = HugePages::Never;
         assert_eq!(status("huge_pages", never), Status::Warn);
+        let balancing = |on| status("numa_balancing", move |machine, _| machine.numa_balancing = Some(on));
+        assert_eq!([balancing(true), balancing(false)], [Status::Warn, Status::Ok]);
         let governor =
             |name: &str| status("frequency", |machine, _| machine.governor = Some(name.to_owned()));
         assert_eq!([governor("powersave"), governor("performance")], [Status::Warn, Status::Ok]);

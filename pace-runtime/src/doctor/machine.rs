@@ -40,6 +40,8 @@ pub struct Machine {
     pub cpu_quota: Option<f64>,
     /// The system's setting for transparent huge pages: `always`, `madvise` or `never`.
     pub huge_pages: Option<String>,
+    /// Whether the system moves memory between NUMA nodes by itself.
+    pub numa_balancing: Option<bool>,
     /// How the first CPU's frequency is governed.
     pub governor: Option<String>,
     /// The first CPU's frequency now and at most, in kHz.
@@ -76,6 +78,7 @@ impl Machine {
             memory_limit: memory.map(|limit| limit.source),
             cpu_quota: CgroupLimits::from_root(root).cpu_quota,
             huge_pages: bracketed(&root.join("sys/kernel/mm/transparent_hugepage/enabled")),
+            numa_balancing: word(&root.join("proc/sys/kernel/numa_balancing")).map(|value| value != "0"),
             governor: word(&dir.join("cpufreq/scaling_governor")),
             frequency_khz: khz("scaling_cur_freq").zip(khz("cpuinfo_max_freq")).map(|(now, max)| [now, max]),
             allocator: allocator(&fs::read_to_string(root.join("proc/self/maps")).unwrap_or_default()),
@@ -142,6 +145,7 @@ mod tests {
         put(&freq.join("scaling_governor"), "powersave");
         put(&freq.join("scaling_cur_freq"), "1500000");
         put(&freq.join("cpuinfo_max_freq"), "3700000");
+        put(&root.path().join("proc/sys/kernel/numa_balancing"), "1");
         put(&root.path().join("proc/self/maps"), "7f-80 r-xp 0 00:00 1  /usr/lib/libjemalloc.so.2");
         let machine = Machine::from_root(root.path());
         assert_eq!((machine.cpu.as_str(), machine.cpus, machine.cores), ("AMD EPYC 9654", 32, 16));
@@ -150,6 +154,6 @@ mod tests {
         assert_eq!(machine.huge_pages.as_deref(), Some("madvise"));
         assert_eq!(machine.governor.as_deref(), Some("powersave"));
         assert_eq!(machine.frequency_khz, Some([1_500_000, 3_700_000]));
-        assert_eq!(machine.allocator, "jemalloc");
+        assert_eq!((machine.allocator, machine.numa_balancing), ("jemalloc", Some(true)));
     }
 }

@@ -33,7 +33,7 @@ fn hold(engine: &EngineHandle) -> (Sender<()>, JoinHandle<()>) {
 
 fn finish(stream: TokenStream) -> crate::Finish {
     match stream.last() {
-        Some(TokenEvent::Finished(finish)) => finish,
+        Some(TokenEvent::Finished(finish)) => *finish,
         other => panic!("{other:?}"),
     }
 }

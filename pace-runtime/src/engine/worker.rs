@@ -1,6 +1,7 @@
 //! The engine's thread. It is member 0 of its pools, so the memory that it packs and the scratch that it takes are
 //! touched first by the threads that use them.
 
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,19 +9,21 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use pace_kernels::{Pool, Scratch};
-use pace_models::{Model, WeightMemory};
+use pace_models::{DecoderSpec, Model, WeightMemory};
 use pace_ops::{OpCx, Profile};
 
 use super::{EngineConfig, EngineInfo, LoadProgress, Message, Ready};
 use crate::metrics::Counters;
 use crate::platform::MemoryLimit;
 use crate::platform::numa::{self, NumaMemory};
-use crate::platform::topology;
 use crate::scheduler::Scheduler;
 use crate::{ModelFiles, RuntimeError};
 
 /// How long an engine sleeps whose answers all wait for their readers.
 const UNREAD_PAUSE: Duration = Duration::from_millis(1);
+
+/// One part in so many of the memory is left to everything else.
+const SPARE: u64 = 20;
 
 /// Where an engine's weights come from.
 pub(super) enum Weights {
@@ -28,6 +31,16 @@ pub(super) enum Weights {
     Files(Arc<ModelFiles>, LoadProgress),
     /// Another engine, which is described.
     Shared(Arc<dyn Model>, Box<EngineInfo>),
+}
+
+impl Weights {
+    /// The model's shape.
+    pub(super) fn spec(&self) -> &DecoderSpec {
+        match self {
+            Self::Files(files, _) => files.spec(),
+            Self::Shared(model, _) => model.spec(),
+        }
+    }
 }
 
 /// Loads, reports, then steps until every handle is gone.
@@ -38,15 +51,17 @@ pub(super) fn run(
     messages: &Receiver<Message>,
     stopping: &AtomicBool,
 ) {
-    let (info, model, pools) = match load(weights, config) {
+    let Loaded { info, model, pools, bound } = match load(weights, config) {
         Ok(loaded) => loaded,
         Err(error) => {
             let _ = ready.send(Err(error));
             return;
         }
     };
-    let counters = Arc::new(Counters::new(kv_limit(config)));
-    let scheduler = Scheduler::new(model.as_ref(), config.batching, config.kv_plan(), Arc::clone(&counters));
+    let counters = Arc::new(Counters::new(kv_limit(config, model.spec(), &bound)));
+    let nodes = nodes_to_verify(config);
+    let scheduler =
+        Scheduler::new(model.as_ref(), config.batching, config.kv_plan(), Arc::clone(&counters), nodes);
     let report = Ready { info, model: Arc::clone(&model), counters };
     if ready.send(Ok(report)).is_ok() {
         serve(model.as_ref(), config, &pools, scheduler, messages, stopping);
@@ -98,19 +113,29 @@ fn take(message: Message, scheduler: &mut Scheduler, cx: &OpCx<'_>) {
     }
 }
 
-type Loaded = (EngineInfo, Arc<dyn Model>, Pools);
+struct Loaded {
+    info: EngineInfo,
+    model: Arc<dyn Model>,
+    pools: Pools,
+    /// The NUMA nodes that all memory comes from, if it may come from no other.
+    bound: Vec<usize>,
+}
 
 fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError> {
     let need = match &weights {
-        Weights::Files(files, _) => files.spec().weight_bytes(config.load.weights) as u64,
+        Weights::Files(files, _) => config.weights_need(files.spec()),
         Weights::Shared(..) => 0,
     };
     // The pools' threads inherit it.
-    numa::place(config.numa_memory, &config.memory_nodes(), need);
+    let bound = numa::place(config.numa_memory, &config.memory_nodes(), need);
     let pools = Pools::start(config)?;
     let (threads, pinned) = (pools.all().threads(), pools.all().pinned());
     let (files, progress) = match weights {
-        Weights::Shared(model, info) => return Ok((EngineInfo { threads, pinned, ..*info }, model, pools)),
+        Weights::Shared(model, info) => {
+            let remote_share = remote_share(config, &model.weights());
+            let info = EngineInfo { threads, pinned, remote_share, ..*info };
+            return Ok(Loaded { info, model, pools, bound });
+        }
         Weights::Files(files, progress) => (files, progress),
     };
     let start = Instant::now();
@@ -131,27 +156,31 @@ fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError>
         demotions: selection.demotions().to_vec(),
         bit_equal: selection.is_bit_equal(),
     };
-    Ok((info, model.into(), pools))
+    Ok(Loaded { info, model: model.into(), pools, bound })
 }
 
-/// How much of the weights the threads reach only through another node; more than a little is a warning.
+/// How much of the weights the threads reach only through another node.
 fn remote_share(config: &EngineConfig, weights: &WeightMemory) -> Option<f64> {
-    let share = numa::remote_share(&weights.addresses, &config.memory_nodes())?;
-    if share > 0.05 && config.numa_memory != NumaMemory::Interleave {
-        let nodes = topology::format_cpu_list(&config.memory_nodes());
-        tracing::warn!(
-            "{:.0} % of the weights lie on other NUMA nodes than they should ({nodes}): free memory there, or choose \
-             another by --numa-node",
-            100.0 * share
-        );
-    }
-    Some(share)
+    numa::verify("the weights", &weights.addresses, &nodes_to_verify(config)?)
 }
 
-/// What all KV caches may hold: what the user said, or what is available now that the weights are there.
-fn kv_limit(config: &EngineConfig) -> u64 {
-    let available = || MemoryLimit::detect().map(|limit| limit.available);
-    config.batching.kv_memory.or_else(available).unwrap_or(u64::MAX)
+/// The NUMA nodes that memory should lie on; none if it is to be on all.
+fn nodes_to_verify(config: &EngineConfig) -> Option<Vec<usize>> {
+    (config.numa_memory != NumaMemory::Interleave).then(|| config.memory_nodes())
+}
+
+/// What all KV caches of this engine may hold: its share of what the user said, or else of most of what is available now
+/// that the weights are there; never more than the nodes have that its memory is bound to.
+fn kv_limit(config: &EngineConfig, spec: &DecoderSpec, bound: &[usize]) -> u64 {
+    let share = |bytes: u64, engines: NonZeroUsize| bytes / engines.get() as u64;
+    let forward = config.batching.forward_bytes(spec);
+    let spare = |bytes: u64, engines| share(bytes - bytes / SPARE, engines).saturating_sub(forward);
+    let all = match config.batching.kv_memory {
+        Some(bytes) => share(bytes, config.sharing.all),
+        None => MemoryLimit::detect().map_or(u64::MAX, |limit| spare(limit.available, config.sharing.all)),
+    };
+    let free = numa::free_bytes_of(bound).map_or(u64::MAX, |bytes| spare(bytes, config.sharing.nodes));
+    all.min(free)
 }
 
 /// The threads that compute, of which the engine's is the first.
@@ -163,7 +192,8 @@ struct Pools {
 
 impl Pools {
     fn start(config: &EngineConfig) -> Result<Self, RuntimeError> {
-        let count = |asked: Option<usize>| asked.unwrap_or(config.cpus.len()).clamp(1, config.cpus.len());
+        let all = config.cpus.len();
+        let count = |asked: Option<usize>| asked.unwrap_or(all).clamp(1, all.max(1));
         let (prefill, decode) = (count(config.prefill_threads), count(config.decode_threads));
         let other = (decode != prefill).then(|| config.pool(decode)).transpose()?;
         Ok(Self { prefill: config.pool(prefill)?, decode: other })

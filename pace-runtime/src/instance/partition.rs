@@ -1,6 +1,9 @@
 //! [`partition`]: which CPUs each instance gets.
 
+use std::num::NonZeroUsize;
+
 use crate::EngineConfig;
+use crate::engine::Sharing;
 use crate::platform::topology::{Cpu, Topology};
 
 /// What one instance has of the machine.
@@ -8,8 +11,8 @@ use crate::platform::topology::{Cpu, Topology};
 pub struct Part {
     /// Its CPUs, one thread each.
     pub cpus: Vec<usize>,
-    /// The NUMA node that all its CPUs are on, or that its memory was asked to be on; none if they are on several.
-    pub node: Option<usize>,
+    /// The NUMA nodes for its memory, in order: those of its CPUs unless others were asked for.
+    pub nodes: Vec<usize>,
 }
 
 /// A machine that cannot be divided so.
@@ -32,19 +35,24 @@ pub enum PartitionError {
 impl Part {
     /// The part that has these CPUs.
     pub fn of_cpus(topology: &Topology, cpus: Vec<usize>) -> Self {
-        let mut nodes = cpus.iter().map(|&id| topology.cpu(id).map_or(0, |cpu| cpu.node));
-        let first = nodes.next();
-        let same = nodes.all(|node| Some(node) == first);
-        Self { cpus, node: first.filter(|_| same) }
+        let nodes = topology.nodes_of(&cpus);
+        Self { cpus, nodes }
     }
 
-    /// `config` for this part of the machine, one of `parts`: its CPUs, and its share of the memory for KV caches.
-    pub fn configure(&self, config: &EngineConfig, parts: usize) -> EngineConfig {
+    /// `config` for this part of the machine: its CPUs, and its share of the memory for KV caches. Threads that may leave
+    /// the CPUs of `config` may leave these, and their memory is not bound either.
+    pub fn configure(&self, config: &EngineConfig, sharing: Sharing) -> EngineConfig {
         let cpus = self.cpus.clone();
-        let memory_node = self.node.or(config.memory_node);
-        let mut own = EngineConfig { within: cpus.clone(), cpus, memory_node, ..config.clone() };
-        own.batching.kv_memory = own.batching.kv_memory.map(|bytes| bytes / parts as u64);
-        own
+        let (within, memory_nodes) =
+            if config.is_confined() { (cpus.clone(), self.nodes.clone()) } else { Default::default() };
+        EngineConfig { cpus, within, memory_nodes, sharing, ..config.clone() }
+    }
+
+    /// How this part shares memory with others, of which it is one.
+    pub fn sharing(&self, parts: &[Self]) -> Sharing {
+        let number = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        let here = parts.iter().filter(|part| part.nodes.iter().any(|node| self.nodes.contains(node)));
+        Sharing { all: number(parts.len()), nodes: number(here.count()) }
     }
 }
 
@@ -136,11 +144,11 @@ mod tests {
     fn instances_keep_to_a_node_and_an_l3_group_where_they_can() {
         let (topology, cpus) = machine();
         let parts = |n| partition(&topology, &cpus, n).unwrap();
-        let nodes = |n| parts(n).iter().map(|p| p.node).collect::<Vec<_>>();
-        assert_eq!(nodes(1), [None]);
-        assert_eq!(nodes(2), [None, None], "a socket of two nodes each");
-        assert_eq!(nodes(4), [Some(0), Some(1), Some(2), Some(3)]);
-        assert_eq!(nodes(8), [0, 0, 1, 1, 2, 2, 3, 3].map(Some));
+        let nodes = |n| parts(n).iter().map(|p| p.nodes.clone()).collect::<Vec<_>>();
+        assert_eq!(nodes(1), [[0, 1, 2, 3]]);
+        assert_eq!(nodes(2), [[0, 1], [2, 3]], "a socket of two nodes each");
+        assert_eq!(nodes(4), [[0], [1], [2], [3]]);
+        assert_eq!(nodes(8), [0, 0, 1, 1, 2, 2, 3, 3].map(|node| [node]));
         let l3s = |part: &Part| -> std::collections::BTreeSet<usize> {
             part.cpus.iter().map(|&id| topology.cpu(id).unwrap().l3).collect()
         };

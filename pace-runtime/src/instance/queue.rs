@@ -17,6 +17,14 @@ struct State<T> {
     taken: usize,
 }
 
+impl<T> State<T> {
+    fn take(&mut self) -> Option<(usize, T)> {
+        let item = self.items.pop_front()?;
+        self.taken += 1;
+        Some(item)
+    }
+}
+
 impl<T> WorkQueue<T> {
     /// Numbers `items` from 0.
     pub fn new(items: Vec<T>) -> Self {
@@ -26,18 +34,14 @@ impl<T> WorkQueue<T> {
 
     /// The oldest item, if one waits.
     pub fn take(&self) -> Option<(usize, T)> {
-        let mut state = self.state();
-        let item = state.items.pop_front()?;
-        state.taken += 1;
-        Some(item)
+        self.state().take()
     }
 
     /// The oldest item, for which it waits while others may still put one back; none once all is done.
     pub fn take_or_wait(&self) -> Option<(usize, T)> {
         let nothing = |state: &mut State<T>| state.items.is_empty() && state.taken > 0;
         let state = self.changed.wait_while(self.state(), nothing);
-        drop(state.unwrap_or_else(PoisonError::into_inner));
-        self.take()
+        state.unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Puts an item back that was taken and not done: it is older than all that wait.

@@ -169,7 +169,8 @@ impl Life<'_> {
         let heads = shape.n_layers * shape.n_kv_heads;
         let token = shape.layout.block_bytes() as f64 / KV_BLOCK as f64 * heads as f64;
         let mean = course.held / end.max(1) as f64;
-        let bytes_copied = heads * course.copied_blocks * shape.layout.block_bytes() * batch;
+        let factors = [course.copied_blocks, shape.layout.block_bytes(), batch];
+        let bytes_copied = factors.into_iter().fold(heads, usize::saturating_mul);
         let growing = course.allocations as f64 * cost.growth_seconds;
         let reading = course.run_ends * heads as f64 * cost.run_seconds;
         KvCandidate {

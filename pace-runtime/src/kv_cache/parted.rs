@@ -1,6 +1,6 @@
 //! [`PartedKvCache`]: every kind of cache, told apart by when it grows and how.
 
-use pace_kernels::{Buffer, KV_BLOCK, KvLayout, KvMut, KvRun, OutOfMemory, Par, Placement};
+use pace_kernels::{KV_BLOCK, KvLayout, KvMut, KvRun, OutOfMemory, Par, Placement};
 use pace_ops::{KvCache, KvError, KvRows, KvUsage};
 
 use super::region::Region;
@@ -19,11 +19,13 @@ pub(super) struct PartedKvCache {
     shape: KvShape,
     schedule: Schedule,
     placement: Placement,
-    /// What is left of the schedule is reserved; otherwise each growth copies.
+    /// What is left of the schedule is reserved; otherwise each growth copies. A dynamic cache grows at each append.
     in_place: bool,
     regions: Vec<Region>,
     layers_per_region: usize,
     len: usize,
+    /// Tokens that room was made for.
+    reserved: usize,
     allocations: usize,
     bytes_copied: usize,
     /// 0, 1 and so on to the number of KV heads: where the heads of a layer begin.
@@ -46,6 +48,7 @@ impl PartedKvCache {
             regions: Vec::new(),
             layers_per_region: 1,
             len: 0,
+            reserved: 0,
             allocations: 0,
             bytes_copied: 0,
             heads: (0..=shape.n_kv_heads).collect(),
@@ -56,18 +59,18 @@ impl PartedKvCache {
                 .regions
                 .push(Region::fixed(&shape, schedule.max_blocks(), placement).map_err(out_of_memory)?);
             cache.allocations = 1;
-        } else if config.grow() == BmcGrow::Commit
-            && Buffer::GROWS_IN_PLACE
-            && let Ok(region) = Region::reserved(&shape, &schedule, placement)
-        {
+        } else if config.grow() == BmcGrow::Commit {
             cache.layers_per_region = shape.n_layers.max(1);
-            cache.regions.push(region);
+            cache.regions.push(Region::reserved(&shape, &schedule, placement).map_err(out_of_memory)?);
             cache.in_place = true;
         }
         Ok(cache)
     }
 
     fn capacity_blocks(&self) -> usize {
+        if self.regions.len() * self.layers_per_region < self.shape.n_layers {
+            return 0;
+        }
         self.regions.iter().map(Region::blocks).min().unwrap_or(0)
     }
 
@@ -119,8 +122,13 @@ impl KvCache for PartedKvCache {
             return Err(KvError::TooLong { asked: len, max: self.shape.max_len });
         }
         let blocks = len.div_ceil(KV_BLOCK);
-        if blocks > self.capacity_blocks() {
+        let grows = match self.kind {
+            KvCacheKind::Dynamic => len > self.reserved,
+            _ => blocks > self.capacity_blocks(),
+        };
+        if grows {
             self.grow(self.schedule.capacity(blocks)).map_err(out_of_memory)?;
+            self.reserved = len;
         }
         Ok(())
     }
@@ -140,6 +148,10 @@ impl KvCache for PartedKvCache {
     fn set_len(&mut self, len: usize) {
         assert!(len <= self.shape.max_len, "longer than the cache");
         self.len = len;
+        if self.kind == KvCacheKind::Dynamic {
+            // What is dropped is gone: the next append copies again.
+            self.reserved = self.reserved.min(len);
+        }
     }
 
     fn for_each_run(&self, layer: usize, head: usize, len: usize, f: &mut dyn FnMut(KvRun<'_>)) {

@@ -87,8 +87,10 @@ impl Schedule {
         match (kind, grow) {
             (KvCacheKind::Static, _) => fixed_bytes(shape, self.max_blocks, placement),
             (_, BmcGrow::Commit) => committed_bytes(shape, self.max_blocks, placement),
-            (_, BmcGrow::Copy) => {
-                let old = layer_bytes(shape, self.before_last(), placement);
+            (kind, BmcGrow::Copy) => {
+                // A dynamic cache is copied when it is as long as it gets, too.
+                let last = if kind == KvCacheKind::Dynamic { self.max_blocks } else { self.before_last() };
+                let old = layer_bytes(shape, last, placement);
                 copied_bytes(shape, self.max_blocks, placement).saturating_add(old)
             }
         }

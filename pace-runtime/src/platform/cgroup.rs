@@ -2,7 +2,8 @@
 //!
 //! `/proc/self/cgroup` names the group per hierarchy, `/proc/self/mountinfo` says where the hierarchy is mounted and
 //! which of its groups is the mount's root (in a container often our own). Limits of every ancestor bind too, so each
-//! directory from our group up to the mount point is read and the smallest limit counts.
+//! directory from our group up to the mount point is read. The smallest quota counts; of memory, each limit does, because
+//! groups beside ours use up an ancestor's.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,8 +15,8 @@ use std::path::{Component, Path, PathBuf};
 pub struct CgroupLimits {
     /// CPU time per wall time: 1.5 is one and a half CPUs. `None` is no limit.
     pub cpu_quota: Option<f64>,
-    /// The tightest memory limit, if any is set.
-    pub memory: Option<CgroupMemory>,
+    /// Every memory limit that is set, those of inner groups first.
+    pub memory: Vec<CgroupMemory>,
 }
 
 /// A memory limit of a control group.
@@ -23,7 +24,7 @@ pub struct CgroupLimits {
 pub struct CgroupMemory {
     /// The limit in bytes.
     pub limit: u64,
-    /// Bytes in use that cannot be reclaimed by dropping cold file pages.
+    /// Bytes in use that cannot be reclaimed by dropping cached files.
     pub used: u64,
     /// The file that says so.
     pub file: PathBuf,
@@ -40,11 +41,16 @@ impl CgroupLimits {
     pub fn from_root(root: &Path) -> Self {
         let read = |name: &str| fs::read_to_string(root.join(name)).unwrap_or_default();
         let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
+        let mounts: Vec<Mount<'_>> = mounts.lines().filter_map(Mount::parse).collect();
         let mut limits = Self::default();
-        for mount in mounts.lines().filter_map(Mount::parse) {
-            for group in groups.lines().filter_map(|line| mount.own_group(line)) {
-                for dir in mount.dirs(root, group) {
-                    limits.tighten(&mount, &dir);
+        for line in groups.lines() {
+            let of_group = mounts.iter().filter_map(|mount| Some((mount, mount.own_group(line)?)));
+            let (inside, outside): (Vec<_>, Vec<_>) =
+                of_group.map(|(mount, group)| (mount, mount.inside(group))).partition(|(_, at)| at.is_some());
+            // Of a group that no mount shows (another cgroup namespace), the mount point is the closest there is.
+            for (mount, at) in if inside.is_empty() { outside } else { inside } {
+                for dir in mount.dirs(root, at.unwrap_or_else(|| Path::new(""))) {
+                    limits.tighten(mount, &dir);
                 }
             }
         }
@@ -52,22 +58,23 @@ impl CgroupLimits {
     }
 
     fn tighten(&mut self, mount: &Mount, dir: &Path) {
-        let (cpu_quota, memory) = if mount.v2 {
-            (quota_v2(dir), memory_in(dir, "memory.max", "memory.current", "inactive_file"))
-        } else {
-            let names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file");
-            (
-                if mount.has("cpu") { quota_v1(dir) } else { None },
-                if mount.has("memory") { memory_in(dir, names.0, names.1, names.2) } else { None },
-            )
+        let cpu_quota = match mount.v2 {
+            true => quota_v2(dir),
+            false if mount.has("cpu") => quota_v1(dir),
+            false => None,
         };
         if let Some(quota) = cpu_quota {
             self.cpu_quota = Some(self.cpu_quota.map_or(quota, |least| least.min(quota)));
         }
-        if let Some(memory) = memory
-            && self.memory.as_ref().is_none_or(|least| memory.limit < least.limit)
-        {
-            self.memory = Some(memory);
+        if mount.v2 {
+            // Above `memory.high` nothing fails, but everything crawls.
+            let limits = ["memory.max", "memory.high"];
+            let cached = ["inactive_file", "active_file"];
+            self.memory
+                .extend(limits.iter().filter_map(|limit| memory_in(dir, limit, "memory.current", cached)));
+        } else if mount.has("memory") {
+            let cached = ["total_inactive_file", "total_active_file"];
+            self.memory.extend(memory_in(dir, "memory.limit_in_bytes", "memory.usage_in_bytes", cached));
         }
     }
 }
@@ -112,15 +119,15 @@ impl<'a> Mount<'a> {
         ours.then_some(group)
     }
 
-    /// The directories of our group and its visible ancestors, innermost first. A group outside of the mount's root
-    /// (another cgroup namespace) is not visible: the mount point is the closest there is.
-    fn dirs(&self, root: &Path, group: &str) -> Vec<PathBuf> {
+    /// Where a group lies below the mount point, if it can be seen there.
+    fn inside<'g>(&self, group: &'g str) -> Option<&'g Path> {
+        let inside = Path::new(group).strip_prefix(&self.group_root).ok()?;
+        inside.components().all(|part| matches!(part, Component::Normal(_))).then_some(inside)
+    }
+
+    /// The directories of a group and its visible ancestors, innermost first.
+    fn dirs(&self, root: &Path, inside: &Path) -> Vec<PathBuf> {
         let point = root.join(self.point.strip_prefix("/").unwrap_or(&self.point));
-        let inside = Path::new(group)
-            .strip_prefix(&self.group_root)
-            .ok()
-            .filter(|inside| inside.components().all(|part| matches!(part, Component::Normal(_))))
-            .unwrap_or_else(|| Path::new(""));
         // The ancestors of a relative path end with the empty one, which is the mount point.
         inside.ancestors().map(|dir| point.join(dir)).collect()
     }
@@ -168,15 +175,17 @@ fn ratio(quota: u64, period: u64) -> Option<f64> {
 }
 
 /// v2 writes `max` and v1 a number near 2^63 where there is no limit; either is no limit here.
-fn memory_in(dir: &Path, limit: &str, usage: &str, reclaimable: &str) -> Option<CgroupMemory> {
+/// `cached` are the fields of `memory.stat` that count cached files.
+fn memory_in(dir: &Path, limit: &str, usage: &str, cached: [&str; 2]) -> Option<CgroupMemory> {
     let file = dir.join(limit);
     let limit = read_u64(&file).filter(|&limit| limit < 1 << 62)?;
     let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
-    let cold = stat
-        .lines()
-        .find_map(|line| line.strip_prefix(reclaimable)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
-        .unwrap_or(0);
-    let used = read_u64(&dir.join(usage)).unwrap_or(0).saturating_sub(cold);
+    let field = |name: &str| {
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok();
+        stat.lines().find_map(value).unwrap_or(0)
+    };
+    let cached = cached.map(field).into_iter().fold(0, u64::saturating_add);
+    let used = read_u64(&dir.join(usage)).unwrap_or(0).saturating_sub(cached);
     Some(CgroupMemory { limit, used, file })
 }
 
@@ -199,7 +208,7 @@ mod tests {
             put(&root.path().join("sys/fs/cgroup").join(name), text);
         }
         let mut limits = CgroupLimits::from_root(root.path());
-        if let Some(memory) = &mut limits.memory {
+        for memory in &mut limits.memory {
             memory.file = memory.file.strip_prefix(root.path()).unwrap().to_path_buf();
         }
         limits
@@ -231,22 +240,32 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_of_nested_groups_counts() {
+    fn the_smallest_quota_and_every_memory_limit_of_nested_groups_counts() {
         let files = [
             ("a/cpu.max", "400000 100000"),
             ("a/b/cpu.max", "150000 100000"),
             ("a/b/c/cpu.max", "max 100000"),
             ("a/memory.max", "1000"),
             ("a/memory.current", "700"),
-            ("a/memory.stat", "inactive_anon 5\ninactive_file 200"),
+            ("a/memory.stat", "inactive_anon 5\ninactive_file 200\nactive_file 40"),
             ("a/b/memory.max", "max"),
+            ("a/b/memory.high", "2000"),
             ("a/b/c/memory.max", "3000"),
             ("other/cpu.max", "1000 100000"),
         ];
         let limits = limits("0::/a/b/c", V2, &files);
         assert_eq!(limits.cpu_quota, Some(1.5));
-        let file = PathBuf::from("sys/fs/cgroup/a/memory.max");
-        assert_eq!(limits.memory, Some(CgroupMemory { limit: 1000, used: 500, file }));
+        let memory = |name: &str, limit, used| CgroupMemory {
+            limit,
+            used,
+            file: Path::new("sys/fs/cgroup").join(name),
+        };
+        let want = [
+            memory("a/b/c/memory.max", 3000, 0),
+            memory("a/b/memory.high", 2000, 0),
+            memory("a/memory.max", 1000, 460),
+        ];
+        assert_eq!(limits.memory, want);
     }
 
     #[test]
@@ -257,9 +276,9 @@ mod tests {
             ("memory/docker/x/memory.limit_in_bytes", "4096"),
             ("memory/docker/x/memory.usage_in_bytes", "100"),
         ];
-        let memory = limits(own, V1, &files).memory.expect("a limit is set");
-        assert_eq!((memory.limit, memory.used), (4096, 100));
-        assert_eq!(limits(own, V1, &files[..1]).memory, None);
+        let memory = &limits(own, V1, &files).memory;
+        assert_eq!(memory.iter().map(|m| (m.limit, m.used)).collect::<Vec<_>>(), [(4096, 100)]);
+        assert_eq!(limits(own, V1, &files[..1]).memory, []);
     }
 
     #[test]
@@ -274,6 +293,13 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_of_another_group_is_not_ours() {
+        let other = "40 23 0:26 /lxc/x /var/lib/x/cgroup rw - cgroup2 cgroup2 rw";
+        let files = [("own/cpu.max", "300000 100000"), ("../../../var/lib/x/cgroup/cpu.max", "1000 100000")];
+        assert_eq!(limits("0::/own", &format!("{V2}\n{other}"), &files).cpu_quota, Some(3.0));
+    }
+
+    #[test]
     fn hybrid_hierarchies_join() {
         let mounts = format!("{V1}\n38 31 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw");
         let files = [
@@ -282,7 +308,7 @@ mod tests {
             ("unified/s/memory.max", "77"),
         ];
         let limits = limits("4:cpu,cpuacct:/\n3:memory:/\n1:name=systemd:/s\n0::/s", &mounts, &files);
-        assert_eq!((limits.cpu_quota, limits.memory.map(|memory| memory.limit)), (Some(2.5), Some(77)));
+        assert_eq!((limits.cpu_quota, limits.memory[0].limit), (Some(2.5), 77));
     }
 
     #[test]

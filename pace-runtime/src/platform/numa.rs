@@ -1,5 +1,6 @@
 //! On which NUMA nodes an engine's memory lies: set before it is touched first, looked up afterwards.
 
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Once;
@@ -44,22 +45,37 @@ struct Plan {
 }
 
 /// Sets the memory policy of the calling thread, and of those that it starts from now on, for an engine on the nodes
-/// `own` that needs `need` bytes for its weights. What the system refuses is a warning, once.
-pub(crate) fn place(choice: NumaMemory, own: &[usize], need: u64) {
+/// `own` that needs `need` bytes for its weights. Gives the nodes that memory is bound to, none where it may come from
+/// all. What the system refuses is a warning, once.
+pub(crate) fn place(choice: NumaMemory, own: &[usize], need: u64) -> Vec<usize> {
     static REFUSED: Once = Once::new();
     let free = |node: usize| free_bytes(Path::new("/"), node);
     let plan = plan(choice, &Topology::detect(), own, need, &free);
     if let Some(warning) = plan.warning {
         tracing::warn!("{warning}");
     }
-    let Some((policy, nodes)) = plan.policy else { return };
+    let Some((policy, nodes)) = plan.policy else { return Vec::new() };
     let list = format_cpu_list(&nodes);
     match sys::set_memory_policy(policy, &nodes) {
-        Ok(()) => tracing::info!("memory policy: {} on NUMA nodes {list}", choice.name()),
-        Err(error) => REFUSED.call_once(|| {
-            tracing::warn!("memory cannot be placed on NUMA nodes {list}: {error}; the kernel's rule holds");
-        }),
+        Ok(()) => {
+            tracing::info!("memory policy: {} on NUMA nodes {list}", choice.name());
+            if policy == Policy::Bind { nodes } else { Vec::new() }
+        }
+        Err(error) => {
+            REFUSED.call_once(|| {
+                tracing::warn!(
+                    "memory cannot be placed on NUMA nodes {list}: {error}; the kernel's rule holds"
+                );
+            });
+            Vec::new()
+        }
     }
+}
+
+/// Bytes that are free on `nodes` or hold cached files there; none without nodes, or if the system does not tell.
+pub(crate) fn free_bytes_of(nodes: &[usize]) -> Option<u64> {
+    let free = nodes.iter().map(|&node| free_bytes(Path::new("/"), node)).sum();
+    if nodes.is_empty() { None } else { free }
 }
 
 fn plan(
@@ -106,12 +122,65 @@ fn free_bytes(root: &Path, node: usize) -> Option<u64> {
 
 /// The part of the memory of `ranges`, from 0 to 1, that lies on other nodes than `own`, by a sample of its pages.
 /// None where there is only one node, nothing is mapped, or the system does not tell.
-pub(crate) fn remote_share(ranges: &[Range<usize>], own: &[usize]) -> Option<f64> {
+fn remote_share(ranges: &[Range<usize>], own: &[usize]) -> Option<f64> {
+    static REFUSED: Once = Once::new();
     if Topology::detect().nodes().len() < 2 {
         return None;
     }
-    let nodes = sys::nodes_of(&sample(ranges)).ok()?;
-    share_outside(&nodes, own)
+    // A filter of system calls that refuses the first lets the second be read.
+    match sys::nodes_of(&sample(ranges)) {
+        Ok(nodes) => share_outside(&nodes, own),
+        Err(refused) => {
+            let text = std::fs::read_to_string("/proc/self/numa_maps");
+            let warn = |error: &io::Error| {
+                REFUSED.call_once(|| {
+                    tracing::warn!(
+                        "the system does not tell where memory lies: {refused}, numa_maps: {error}"
+                    );
+                });
+            };
+            share_in(&text.inspect_err(warn).ok()?, ranges, own)
+        }
+    }
+}
+
+/// The part of the memory of `ranges` that lies on other nodes than `own`, as [`remote_share`] has it; more than a little
+/// is a warning that calls the memory `what`.
+pub(crate) fn verify(what: &str, ranges: &[Range<usize>], own: &[usize]) -> Option<f64> {
+    let share = remote_share(ranges, own)?;
+    if share > 0.05 {
+        tracing::warn!(
+            "{:.0} % of {what} lies on other NUMA nodes than it should ({}): free memory there, or choose another by \
+             --numa-node",
+            100.0 * share,
+            format_cpu_list(own)
+        );
+    }
+    Some(share)
+}
+
+/// As [`remote_share`], by the lines of `numa_maps`, each of which counts the pages of a mapping by node. A mapping counts
+/// with all its pages, those of its neighbours that the kernel has merged with it included.
+fn share_in(numa_maps: &str, ranges: &[Range<usize>], own: &[usize]) -> Option<f64> {
+    let start = |line: &str| usize::from_str_radix(line.split(' ').next()?, 16).ok();
+    let mappings: Vec<(usize, &str)> =
+        numa_maps.lines().filter_map(|line| Some((start(line)?, line))).collect();
+    let (mut all, mut remote) = (0.0, 0.0);
+    for (i, (start, line)) in mappings.iter().enumerate() {
+        // Where it ends is not said: at the next one at the latest.
+        let end = mappings.get(i + 1).map_or(usize::MAX, |next| next.0);
+        if !ranges.iter().any(|range| range.start < end && *start < range.end) {
+            continue;
+        }
+        let number = |field: &str, name: &str| field.strip_prefix(name)?.parse::<f64>().ok();
+        let page = line.split(' ').find_map(|field| number(field, "kernelpagesize_kB=")).unwrap_or(4.0);
+        for (node, pages) in line.split(' ').filter_map(|field| field.strip_prefix('N')?.split_once('=')) {
+            let (Ok(node), Ok(pages)) = (node.parse::<usize>(), pages.parse::<f64>()) else { continue };
+            all += pages * page;
+            remote += if own.contains(&node) { 0.0 } else { pages * page };
+        }
+    }
+    (all > 0.0).then(|| remote / all)
 }
 
 /// Addresses in all of `ranges`, evenly far apart.
@@ -183,6 +252,21 @@ mod tests {
         put(&root.path().join("sys/devices/system/node/node0/meminfo"), "Node 0 MemTotal: 0 kB");
         let topology = Topology::from_root(root.path());
         assert_eq!(policy(NumaMemory::Interleave, &topology, &[0]), None, "one node with memory is left");
+    }
+
+    #[test]
+    fn mappings_tell_by_node_how_many_pages_they_have() {
+        let maps = "\
+            10000 default file=/bin/x mapped=9 N0=9 kernelpagesize_kB=4\n\
+            200000 bind:0 anon=4 dirty=4 N0=3 N1=1 kernelpagesize_kB=2048\n\
+            a00000 default\n\
+            b00000 default anon=512 N1=512 kernelpagesize_kB=4\n";
+        let share = |range: Range<usize>| share_in(maps, std::slice::from_ref(&range), &[0]);
+        assert_eq!(share(0x200000..0xa00000), Some(0.25));
+        assert_eq!(share(0x300000..0x301000), Some(0.25), "within a mapping");
+        assert_eq!(share(0xa00000..0xb00000), None, "no page is there");
+        assert_eq!(share_in(maps, &[0x200000..0xa00000, 0xb00000..0xb10000], &[0]), Some(0.4));
+        assert_eq!(share_in("nonsense\n", &[], &[0]), None);
     }
 
     #[test]

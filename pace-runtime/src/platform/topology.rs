@@ -69,7 +69,7 @@ impl Topology {
         let nodes = read_nodes(&root.join("sys/devices/system/node"), &online);
         let mut cpus: Vec<Cpu> = online.iter().map(|&id| read_cpu(&cpu_dir, id, &online, &nodes)).collect();
         group_cores_by_id(&cpu_dir, &mut cpus);
-        group_l3_by_package(&cpu_dir, &mut cpus);
+        group_l3_by_package(&mut cpus);
         Self { cpus, nodes }
     }
 
@@ -248,7 +248,7 @@ fn read_cpu(cpu_dir: &Path, id: usize, online: &[usize], nodes: &[Node]) -> Cpu 
         core_id: read_number(&topology.join("core_id")).unwrap_or(id),
         siblings,
         node: nodes.iter().find(|node| node.cpus.contains(&id)).map_or(0, |node| node.id),
-        l3: l3_group(&dir.join("cache"), id, online).unwrap_or(id),
+        l3: l3_group(&dir.join("cache"), id, online).unwrap_or(UNKNOWN),
     }
 }
 
@@ -292,11 +292,14 @@ fn group_cores_by_id(cpu_dir: &Path, cpus: &mut [Cpu]) {
     }
 }
 
-/// Where the caches are not described, one L3 per package and node is the best guess.
-fn group_l3_by_package(cpu_dir: &Path, cpus: &mut [Cpu]) {
+/// An L3 group that the system does not tell.
+const UNKNOWN: usize = usize::MAX;
+
+/// Where the third-level cache is not described, one per package and node is the best guess.
+fn group_l3_by_package(cpus: &mut [Cpu]) {
     let mut lowest: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     for cpu in cpus.iter_mut() {
-        if !cpu_dir.join(format!("cpu{}/cache", cpu.id)).exists() {
+        if cpu.l3 == UNKNOWN {
             cpu.l3 = *lowest.entry((cpu.package, cpu.node)).or_insert(cpu.id);
         }
     }

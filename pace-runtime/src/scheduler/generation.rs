@@ -22,7 +22,7 @@ pub(crate) struct Run {
 }
 
 /// Tokens that wait to be read at most. A sequence whose reader is slower sits out, so that memory is bounded.
-const UNREAD_TOKENS: usize = 1024;
+const UNREAD_TOKENS: usize = if cfg!(test) { 16 } else { 1024 };
 
 /// Where the events of an answer go. Sending never blocks and, as long as the sender is [`ready`](Self::ready) before
 /// each token, never fails for lack of room; nothing is allocated.
@@ -127,6 +127,7 @@ impl Generation {
     /// Sends the last event, the sequence's cache with it if it has one.
     pub(crate) fn finish(mut self, run: Run, cache: Option<SequenceCache>) {
         if let Some(error) = self.failed.take() {
+            drop(cache);
             return self.fail(error);
         }
         let text = self.tail();
@@ -155,7 +156,7 @@ impl Generation {
             seed: self.sampler.seed(),
             cache,
         };
-        self.events.send(TokenEvent::Finished(finish));
+        self.events.send(TokenEvent::Finished(Box::new(finish)));
     }
 
     fn draw(&mut self, logits: &mut [f32]) -> Result<(), RuntimeError> {

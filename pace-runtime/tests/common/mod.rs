@@ -71,7 +71,7 @@ pub(crate) fn generate(
                 ids.push(id);
                 all += &text;
             }
-            TokenEvent::Finished(finish) => return Ok((ids, all + &finish.text.clone(), finish)),
+            TokenEvent::Finished(finish) => return Ok((ids, all + &finish.text, *finish)),
             TokenEvent::Failed(error) => return Err(error),
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use pace_runtime::{
-    EngineHandle, Finish, ProfileReport, Request, RuntimeError, SequenceCache, TokenEvent, TokenStream, Trace,
+    Answers, EngineHandle, Finish, ProfileReport, Request, RuntimeError, SequenceCache, Trace,
 };
 
 use super::engines::Engines;
@@ -141,27 +141,13 @@ fn finish_all(
     engine: &EngineHandle,
     requests: impl IntoIterator<Item = Request>,
 ) -> Result<Vec<Finish>, RuntimeError> {
-    let streams = requests.into_iter().map(|request| engine.submit(request));
-    let mut running: Vec<TokenStream> = streams.collect::<Result<_, _>>()?;
-    let mut finished = Vec::with_capacity(running.len());
-    // In turns: a sequence whose tokens nobody reads would have to wait.
-    while !running.is_empty() {
-        let mut failed = None;
-        running.retain_mut(|stream| match stream.next() {
-            Some(TokenEvent::Token { .. }) => true,
-            Some(TokenEvent::Finished(finish)) => {
-                finished.push(finish);
-                false
-            }
-            Some(TokenEvent::Failed(error)) => {
-                failed = Some(error);
-                false
-            }
-            None => false,
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
+    let mut answers = Answers::new(0);
+    for (i, request) in requests.into_iter().enumerate() {
+        answers.push(i, engine.submit(request)?);
+    }
+    let mut finished = Vec::with_capacity(answers.len());
+    while !answers.is_empty() {
+        finished.extend(answers.read()?.into_iter().map(|completion| completion.finish));
     }
     Ok(finished)
 }

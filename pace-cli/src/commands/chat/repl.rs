@@ -192,7 +192,7 @@ impl<'a> Repl<'a> {
                     };
                     output::line(&format!("{}{note}", finish.text))?;
                     self.cache = finish.cache.take();
-                    self.last = Some(finish);
+                    self.last = Some(*finish);
                 }
                 TokenEvent::Failed(error) => return Err(error.into()),
             }

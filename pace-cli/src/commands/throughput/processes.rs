@@ -11,11 +11,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
 use pace_kernels::SharedMemory;
-use pace_runtime::{EngineConfig, EngineHandle, ModelFiles, Part, WorkQueue};
+use pace_runtime::{EngineConfig, EngineHandle, ModelFiles, Part, Request, WorkQueue};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::report::{Done, InstanceReport, Report, pss};
+use super::request;
 use super::worker::{FromWorker, Orders, ToWorker};
+use crate::args::ThroughputArgs;
+use crate::exit::OfProcess;
 use crate::session::load_progress;
 
 /// How often an instance is started again before it counts as broken.
@@ -24,29 +27,27 @@ const MAX_RESTARTS: usize = 3;
 pub(super) fn run(
     files: &Arc<ModelFiles>,
     config: &EngineConfig,
+    args: &ThroughputArgs,
     parts: &[Part],
     prompts: Vec<Vec<u32>>,
     bar: &ProgressBar,
 ) -> Result<Report> {
-    let weights = pack(files, config, parts)?;
-    let places = prompts.len().div_ceil(parts.len());
+    let requests = prompts.iter().map(|ids| request(files, args, ids.clone()));
+    let weights = pack(files, config, parts, &requests.collect::<Result<Vec<_>>>()?)?;
+    let (asked, places) = (prompts.len(), config.batching.places(prompts.len(), parts.len()));
     let queue = WorkQueue::new(prompts);
     let instances = parts.iter().enumerate().map(|(i, part)| {
-        let Weights { memory, layout, .. } = &weights[&part.node];
-        Instance {
-            number: i,
-            orders: Orders {
-                instance: i,
-                instances: parts.len(),
-                cpus: part.cpus.clone(),
-                node: part.node,
-                weights: memory.as_fd().as_raw_fd(),
-                layout: *layout,
-            },
-            restarts: 0,
-            outstanding: BTreeMap::new(),
-            places,
-        }
+        let Weights { memory, layout, .. } = &weights[&*part.nodes];
+        let orders = Orders {
+            instance: i,
+            all: part.sharing(parts).all,
+            on_nodes: part.sharing(parts).nodes,
+            cpus: part.cpus.clone(),
+            nodes: part.nodes.clone(),
+            weights: memory.as_fd().as_raw_fd(),
+            layout: *layout,
+        };
+        Instance { number: i, orders, restarts: 0, outstanding: BTreeMap::new(), places }
     });
     let instances: Vec<Instance> = instances.collect();
     // All are up before the clock starts.
@@ -54,7 +55,7 @@ pub(super) fn run(
         let start =
             |instance: Instance| scope.spawn(move || Process::start(&instance.orders).map(|p| (instance, p)));
         let starting: Vec<_> = instances.into_iter().map(start).collect();
-        starting.into_iter().map(joined).collect::<Result<_>>()
+        starting.into_iter().map(|thread| joined(thread)?).collect::<Result<_>>()
     })?;
     let done = Mutex::new(Vec::new());
     let report = |answer: Done| {
@@ -62,7 +63,7 @@ pub(super) fn run(
         done.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
     };
     let start = Instant::now();
-    let mut finished: Vec<(Instance, Process)> = std::thread::scope(|scope| {
+    let mut worked: Vec<Worked> = std::thread::scope(|scope| {
         let (queue, report) = (&queue, &report);
         let work = |(instance, process): (Instance, Process)| {
             scope.spawn(move || instance.work(process, queue, report))
@@ -71,13 +72,16 @@ pub(super) fn run(
         working.into_iter().map(joined).collect::<Result<_>>()
     })?;
     let seconds = start.elapsed().as_secs_f64();
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if done.len() < asked {
+        return Err(first_error(worked));
+    }
     // All live until the last one is asked: what they share counts in equal parts.
-    let instances = finished.iter_mut().zip(parts).map(|(own, part)| report_of(own, part));
-    let instances = instances.collect::<Result<_>>()?;
+    let instances = worked.iter_mut().zip(parts).map(|(own, part)| own.report(part)).collect();
     Ok(Report {
         model: files.name().to_owned(),
         instances,
-        done: done.into_inner().unwrap_or_else(PoisonError::into_inner),
+        done,
         seconds,
         weight_bytes: weights.values().map(|w| w.bytes).max().unwrap_or(0),
         weight_copies: weights.len(),
@@ -86,50 +90,50 @@ pub(super) fn run(
     })
 }
 
-fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
-    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread of the parent panicked")))
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> Result<T> {
+    thread.join().map_err(|_| anyhow!("a thread of the parent panicked"))
 }
 
-/// Asks a process for its memory.
-fn report_of((instance, process): &mut (Instance, Process), part: &Part) -> Result<InstanceReport> {
-    process.send(&ToWorker::Memory)?;
-    let pss_bytes = match process.receive()? {
-        FromWorker::Memory(bytes) => bytes,
-        other => bail!("instance {}: unexpected answer {other:?}", instance.number),
-    };
-    let pid = process.child.id();
-    Ok(InstanceReport { pid, restarts: instance.restarts, pss_bytes, ..InstanceReport::of(part) })
+/// Why not all prompts were answered: rather what cannot be done than that somebody died.
+fn first_error(worked: Vec<Worked>) -> anyhow::Error {
+    let errors = worked.into_iter().filter_map(|worked| worked.lost);
+    errors.min_by_key(|error| !error.is::<OfProcess>()).unwrap_or_else(|| anyhow!("answers are missing"))
 }
 
-/// The packed weights of one NUMA node.
+/// The packed weights of one set of NUMA nodes.
 struct Weights {
     memory: Arc<SharedMemory>,
     layout: u64,
     bytes: usize,
 }
 
-/// Packs the weights once for each node, on that node's CPUs.
-fn pack(
+/// Packs the weights once for each set of nodes, on the CPUs there, and checks that the requests can be answered.
+fn pack<'a>(
     files: &Arc<ModelFiles>,
     config: &EngineConfig,
-    parts: &[Part],
-) -> Result<BTreeMap<Option<usize>, Weights>> {
+    parts: &'a [Part],
+    requests: &[Request],
+) -> Result<BTreeMap<&'a [usize], Weights>> {
     let mut packed = BTreeMap::new();
     for part in parts {
-        if packed.contains_key(&part.node) {
+        if packed.contains_key(&*part.nodes) {
             continue;
         }
-        let on_node = parts.iter().filter(|other| other.node == part.node);
-        let cpus = on_node.flat_map(|other| &other.cpus).copied().collect();
+        let there = parts.iter().filter(|other| other.nodes == part.nodes);
+        let cpus = there.flat_map(|other| &other.cpus).copied().collect();
         let memory = Arc::new(SharedMemory::create().context("memory to share between processes")?);
         // The children inherit it.
         fcntl_setfd(memory.as_fd(), FdFlags::empty()).context("memory to share between processes")?;
-        let mut own = Part { cpus, node: part.node }.configure(config, 1);
+        let together = Part { cpus, nodes: part.nodes.clone() };
+        let mut own = together.configure(config, part.sharing(parts));
         own.load.shared = Some(Arc::clone(&memory));
         let engine = EngineHandle::start(files, own, load_progress())?;
-        memory.seal().context("memory to share between processes")?;
+        requests.iter().try_for_each(|request| engine.check(request))?;
         let (layout, bytes) = (engine.info().weight_layout, engine.info().weight_bytes);
-        packed.insert(part.node, Weights { memory, layout, bytes });
+        // As long as this process could write to it, it cannot be sealed.
+        drop(engine);
+        memory.seal().context("memory to share between processes")?;
+        packed.insert(&*part.nodes, Weights { memory, layout, bytes });
     }
     Ok(packed)
 }
@@ -144,33 +148,61 @@ struct Instance {
     places: usize,
 }
 
+/// An instance that has nothing left to do.
+struct Worked {
+    restarts: usize,
+    pid: u32,
+    process: Option<Process>,
+    /// Why it has no process any more.
+    lost: Option<anyhow::Error>,
+}
+
 impl Instance {
-    /// Answers prompts until all are answered, by whomever.
+    /// Answers prompts until all are answered, by whomever, or until it is lost.
     fn work(
         mut self,
         mut process: Process,
         queue: &WorkQueue<Vec<u32>>,
         report: &(impl Fn(Done) + Sync),
-    ) -> Result<(Self, Process)> {
+    ) -> Worked {
         loop {
-            let Err(error) = self.serve(&mut process, queue, report) else { return Ok((self, process)) };
-            let (pid, left) = (process.child.id(), self.outstanding.len());
+            let pid = process.child.id();
+            let Err(error) = self.serve(&mut process, queue, report) else {
+                return Worked { restarts: self.restarts, pid, process: Some(process), lost: None };
+            };
+            let left = self.outstanding.len();
             for (index, ids) in std::mem::take(&mut self.outstanding).into_iter().rev() {
                 queue.put_back(index, ids);
             }
-            let how = process.end();
-            let number = self.number;
-            self.restarts += 1;
-            if self.restarts > MAX_RESTARTS {
-                queue.clear();
-                return Err(error.context(format!("instance {number} was started {} times", self.restarts)));
+            match self.restart(process, error, left) {
+                Ok(next) => process = next,
+                Err(error) => {
+                    if error.is::<OfProcess>() {
+                        // Nobody else could do better.
+                        queue.clear();
+                    }
+                    return Worked { restarts: self.restarts, pid, process: None, lost: Some(error) };
+                }
             }
-            tracing::warn!(
-                "instance {number} (process {pid}) died, {how}: {error:#}; {left} prompts go to whoever is free, and \
-                 it is started again"
-            );
-            process = Process::start(&self.orders)?;
         }
+    }
+
+    /// A new process for one that could not go on because of `error`.
+    fn restart(&mut self, mut old: Process, error: anyhow::Error, left: usize) -> Result<Process> {
+        let number = self.number;
+        if error.is::<OfProcess>() {
+            return Err(error);
+        }
+        let (pid, how) = (old.child.id(), old.end());
+        let what = format!("instance {number} (process {pid}) died, {how}: {error:#}");
+        if self.restarts == MAX_RESTARTS {
+            tracing::warn!("{what}; it was started {} times and is given up", self.restarts + 1);
+            return Err(error.context(what));
+        }
+        tracing::warn!("{what}; {left} prompts go to whoever is free, and it is started again");
+        self.restarts += 1;
+        Process::start(&self.orders)
+            .inspect_err(|error| tracing::warn!("instance {number} cannot be started again: {error:#}"))
     }
 
     fn serve(
@@ -198,10 +230,20 @@ impl Instance {
                     report(done);
                     queue.done();
                 }
-                FromWorker::Failed(why) => bail!("{why}"),
                 other => bail!("unexpected answer {other:?}"),
             }
         }
+    }
+}
+
+impl Worked {
+    /// What became of it; asks its process, if it has one, for its memory.
+    fn report(&mut self, part: &Part) -> InstanceReport {
+        let pss_bytes = self.process.as_mut().and_then(|process| {
+            let asked = process.memory();
+            asked.inspect_err(|error| tracing::warn!("memory of process {}: {error:#}", self.pid)).ok()?
+        });
+        InstanceReport { pid: self.pid, restarts: self.restarts, pss_bytes, ..InstanceReport::of(part) }
     }
 }
 
@@ -228,10 +270,18 @@ impl Process {
             bail!("a process without pipes");
         };
         let mut process = Self { child, input: Some(input), output: BufReader::new(output) };
-        match process.receive()? {
+        match process.receive().with_context(|| format!("instance {}", orders.instance))? {
             FromWorker::Ready => Ok(process),
-            FromWorker::Failed(why) => bail!("instance {}: {why}", orders.instance),
             other => bail!("instance {}: unexpected answer {other:?}", orders.instance),
+        }
+    }
+
+    /// Bytes of its memory, if its system tells.
+    fn memory(&mut self) -> Result<Option<u64>> {
+        self.send(&ToWorker::Memory)?;
+        match self.receive()? {
+            FromWorker::Memory(bytes) => Ok(bytes),
+            other => bail!("unexpected answer {other:?}"),
         }
     }
 
@@ -242,13 +292,20 @@ impl Process {
         input.write_all(line.as_bytes()).context("it takes no more prompts")
     }
 
+    /// Its next answer.
+    ///
+    /// # Errors
+    /// [`OfProcess`]: it says that something cannot be done. Else it died, or does not make sense.
     fn receive(&mut self) -> Result<FromWorker> {
         let mut line = String::new();
         self.output.read_line(&mut line).context("it cannot be heard")?;
         if line.is_empty() {
             bail!("it ended before its work was done");
         }
-        serde_json::from_str(&line).context("it answers nonsense")
+        match serde_json::from_str(&line).context("it answers nonsense")? {
+            FromWorker::Failed { why, code } => Err(OfProcess { why, code }.into()),
+            other => Ok(other),
+        }
     }
 
     /// Ends it, and says how it ended.

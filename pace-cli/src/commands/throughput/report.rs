@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use pace_runtime::platform::topology::format_cpu_list;
 use pace_runtime::{Completion, Part};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -27,7 +28,8 @@ pub(super) struct Done {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct InstanceReport {
     pub(super) cpus: Vec<usize>,
-    pub(super) node: Option<usize>,
+    /// The NUMA nodes of its memory.
+    pub(super) nodes: Vec<usize>,
     pub(super) pid: u32,
     /// How often its process had to be started again.
     pub(super) restarts: usize,
@@ -67,7 +69,7 @@ impl From<Completion> for Done {
 impl InstanceReport {
     /// For what an instance has of the machine; nothing has happened yet.
     pub(super) fn of(part: &Part) -> Self {
-        Self { cpus: part.cpus.clone(), node: part.node, pid: 0, restarts: 0, pss_bytes: None }
+        Self { cpus: part.cpus.clone(), nodes: part.nodes.clone(), pid: 0, restarts: 0, pss_bytes: None }
     }
 }
 
@@ -112,14 +114,13 @@ impl Report {
             let _ = writeln!(text, "[{}] {}", done.index, done.text.trim());
         }
         let head =
-            ["instance", "CPUs", "node", "answers", "new tokens", "restarts"].map(str::to_owned).to_vec();
+            ["instance", "CPUs", "nodes", "answers", "new tokens", "restarts"].map(str::to_owned).to_vec();
         let row = |(i, instance): (usize, &InstanceReport)| {
             let own = || self.done.iter().filter(|done| done.instance == i);
-            let cpus: Vec<String> = instance.cpus.iter().map(usize::to_string).collect();
             let tokens: usize = own().map(|done| done.tokens.len()).sum();
-            let node = instance.node.map_or_else(|| "several".to_owned(), |node| node.to_string());
             let numbers = [own().count(), tokens, instance.restarts].map(|n| n.to_string());
-            [vec![i.to_string(), cpus.join(","), node], numbers.to_vec()].concat()
+            let lists = [&instance.cpus, &instance.nodes].map(|ids| format_cpu_list(ids));
+            [vec![i.to_string()], lists.to_vec(), numbers.to_vec()].concat()
         };
         let rows = std::iter::once(head).chain(self.instances.iter().enumerate().map(row));
         text += &table(rows.collect());

@@ -2,13 +2,15 @@
 //! standard output.
 
 use std::io::{BufRead, Write};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::TryRecvError::{Disconnected, Empty};
 use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context, Result, bail};
 use pace_kernels::SharedMemory;
-use pace_runtime::{Completion, EngineConfig, EngineHandle, ModelFiles, Part, TokenEvent, TokenStream};
+use pace_runtime::{Answers, EngineConfig, EngineHandle, ModelFiles, Part, Sharing};
 use serde::{Deserialize, Serialize};
 
 use super::report::{Done, pss};
@@ -19,9 +21,11 @@ use crate::args::ThroughputArgs;
 pub(super) struct Orders {
     pub(super) instance: usize,
     /// How many instances there are.
-    pub(super) instances: usize,
+    pub(super) all: NonZeroUsize,
+    /// How many of them have their memory on its nodes.
+    pub(super) on_nodes: NonZeroUsize,
     pub(super) cpus: Vec<usize>,
-    pub(super) node: Option<usize>,
+    pub(super) nodes: Vec<usize>,
     /// The file of the packed weights, as an open file that the process inherits.
     pub(super) weights: i32,
     /// How they are packed.
@@ -47,8 +51,12 @@ pub(super) enum FromWorker {
     Ready,
     Done(Done),
     Memory(Option<u64>),
-    /// Nothing follows.
-    Failed(String),
+    /// What it was asked for cannot be done; nothing follows.
+    Failed {
+        why: String,
+        /// The exit code for that.
+        code: u8,
+    },
 }
 
 pub(super) fn run(
@@ -61,7 +69,8 @@ pub(super) fn run(
     let result = serve(files, config, args, &orders);
     if let Err(error) = &result {
         // The parent reports it; whether it still listens does not matter here.
-        let _ = send(&FromWorker::Failed(crate::exit::message(error)));
+        let _ =
+            send(&FromWorker::Failed { why: crate::exit::message(error), code: crate::exit::code(error) });
     }
     result
 }
@@ -74,54 +83,32 @@ fn serve(
 ) -> Result<()> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", orders.weights));
     config.load.shared = Some(Arc::new(SharedMemory::open(&path).context("the weights of the parent")?));
-    let part = Part { cpus: orders.cpus.clone(), node: orders.node };
-    let engine = EngineHandle::start(files, part.configure(&config, orders.instances), Box::new(|_, _| {}))?;
+    let sharing = Sharing { all: orders.all, nodes: orders.on_nodes };
+    let part = Part { cpus: orders.cpus.clone(), nodes: orders.nodes.clone() };
+    let engine = EngineHandle::start(files, part.configure(&config, sharing), Box::new(|_, _| {}))?;
     if engine.info().weight_layout != orders.layout {
         bail!("this process would pack weights in another way than its parent did");
     }
     send(&FromWorker::Ready)?;
     let messages = read_lines();
-    let mut running: Vec<Running> = Vec::new();
+    let mut answers = Answers::new(orders.instance);
     loop {
         // With nothing to do, the next message is worth waiting for.
-        let message = if running.is_empty() { messages.recv().ok() } else { messages.try_recv().ok() };
-        match message {
-            Some(ToWorker::Prompt { index, ids }) => {
-                let stream = engine.submit(super::request(files, args, ids)?)?;
-                running.push(Running { index, stream, tokens: Vec::new(), text: String::new() });
+        let idle = answers.is_empty();
+        match if idle { messages.recv().map_err(|_| Disconnected) } else { messages.try_recv() } {
+            Ok(ToWorker::Prompt { index, ids }) => {
+                answers.push(index, engine.submit(super::request(files, args, ids)?)?);
             }
-            Some(ToWorker::Memory) => send(&FromWorker::Memory(pss()))?,
-            None if running.is_empty() => return Ok(()),
-            None => step(orders.instance, &mut running)?,
+            Ok(ToWorker::Memory) => send(&FromWorker::Memory(pss()))?,
+            Err(Empty) => {
+                for completion in answers.read()? {
+                    send(&FromWorker::Done(completion.into()))?;
+                }
+            }
+            // Nobody is there to answer.
+            Err(Disconnected) => return Ok(()),
         }
     }
-}
-
-struct Running {
-    index: usize,
-    stream: TokenStream,
-    tokens: Vec<u32>,
-    text: String,
-}
-
-/// Reads one event of every answer.
-fn step(instance: usize, running: &mut Vec<Running>) -> Result<()> {
-    for i in (0..running.len()).rev() {
-        match running[i].stream.next() {
-            Some(TokenEvent::Token { id, text }) => {
-                running[i].tokens.push(id);
-                running[i].text += &text;
-            }
-            Some(TokenEvent::Finished(finish)) => {
-                let Running { index, tokens, text, .. } = running.swap_remove(i);
-                let text = text + &finish.text;
-                send(&FromWorker::Done(Completion { index, instance, tokens, text, finish }.into()))?;
-            }
-            Some(TokenEvent::Failed(error)) => return Err(error.into()),
-            None => bail!("an answer ended without an end"),
-        }
-    }
-    Ok(())
 }
 
 fn send(message: &FromWorker) -> Result<()> {
