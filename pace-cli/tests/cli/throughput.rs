@@ -83,7 +83,6 @@ fn a_process_that_dies_is_started_again_and_nothing_is_lost() {
     let mut victim = None;
     let outcome = Call::new(&[&args[..], &["--format", "json"]].concat()).run_with(true, |parent| {
         let pid = working_child(parent.id());
-        std::thread::sleep(Duration::from_millis(50));
         let signal = rustix::process::Signal::KILL;
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
         victim = Some(pid);
@@ -97,15 +96,15 @@ fn a_process_that_dies_is_started_again_and_nothing_is_lost() {
     assert!(said.contains(&format!("process {victim}")) && said.contains("signal: 9"), "{said}");
 }
 
-/// A child of `parent` that has mapped the weights.
+/// A child of `parent` that takes prompts.
 #[cfg(target_os = "linux")]
 fn working_child(parent: u32) -> i32 {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(pid) = children(parent).into_iter().find(|&pid| weights_memory(pid).is_some()) {
+        if let Some(pid) = children(parent).into_iter().find(|&pid| has_thread(pid, "pace-messages")) {
             return pid;
         }
-        assert!(Instant::now() < deadline, "no child has the weights");
+        assert!(Instant::now() < deadline, "no child takes prompts");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -120,6 +119,14 @@ fn children(parent: u32) -> Vec<i32> {
     lists
         .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
         .collect()
+}
+
+#[cfg(target_os = "linux")]
+fn has_thread(pid: i32, name: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok())
+        .any(|comm| comm.trim() == name)
 }
 
 /// Bytes of the weights' file in the memory of a process, all and its share; none if it has not mapped the file.

@@ -90,7 +90,7 @@ fn serve(
         bail!("this process would pack weights in another way than its parent did");
     }
     send(&FromWorker::Ready)?;
-    let messages = read_lines();
+    let messages = read_lines()?;
     let mut answers = Answers::new(orders.instance);
     loop {
         // With nothing to do, the next message is worth waiting for.
@@ -121,15 +121,19 @@ fn send(message: &FromWorker) -> Result<()> {
 
 /// Messages of the parent, read on a thread of their own, so that the parent never waits to be read. They end with the
 /// parent.
-fn read_lines() -> Receiver<ToWorker> {
+fn read_lines() -> Result<Receiver<ToWorker>> {
     let (messages, received) = channel();
-    std::thread::spawn(move || {
+    let read = move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             let Ok(message) = serde_json::from_str(&line) else { return };
             if messages.send(message).is_err() {
                 return;
             }
         }
-    });
-    received
+    };
+    std::thread::Builder::new()
+        .name("pace-messages".to_owned())
+        .spawn(read)
+        .context("cannot start a thread")?;
+    Ok(received)
 }
