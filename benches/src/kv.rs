@@ -1,5 +1,6 @@
 //! Decoding over a KV cache that grows: what each kind of cache costs in time and memory.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pace_kernels::{ActMut, ActRef, DType, KV_BLOCK, KvLayout, MatMut, MatRef, bf16};
@@ -219,46 +220,62 @@ impl<'b> Work<'b> {
         }
     }
 
-    /// From the first token to the last. Rows are stored block by block, and every growth happens; attention is timed
-    /// at some steps, each of which stands for those around it.
+    /// From the first token to the last. Rows are stored block by block, and every growth happens, but that of a dynamic
+    /// cache, which grows at every token, once a block: it counts for all tokens of the block. Attention is timed at some
+    /// steps, each of which stands for those around it.
     fn run(&self, config: &KvConfig) -> Run {
         let length = self.shape.max_len;
         let caches = (0..self.batch).map(|_| config.build(self.shape).expect("the bench fits the memory"));
         let mut caches = Batch(caches.collect());
         let (mut append, mut attention, mut held) = (Duration::ZERO, 0.0, 0.0);
         let mut out = vec![bf16::ZERO; self.queries.len()];
+        let (mut growths, mut copied) = (caches.0[0].usage().allocations, 0);
         let mut samples = (0..SAMPLES).map(|i| (2 * i + 1) * length / (2 * SAMPLES)).peekable();
         for block in 0..length.div_ceil(KV_BLOCK) {
             let tokens = block * KV_BLOCK..length.min((block + 1) * KV_BLOCK);
-            let start = Instant::now();
-            self.append(&mut caches, tokens.clone());
-            append += start.elapsed();
+            let times = if config.kind == KvCacheKind::Dynamic { tokens.len() } else { 1 };
+            let before = caches.0[0].usage();
+            append +=
+                self.grow(&mut caches, tokens.end) * times as u32 + self.store(&mut caches, tokens.clone());
+            let after = caches.0[0].usage();
+            growths += (after.allocations - before.allocations) * times;
+            copied += (after.bytes_copied - before.bytes_copied) * times;
             let bytes: usize = caches.0.iter().map(|kv| kv.usage().bytes).sum();
             held += (bytes * tokens.len()) as f64;
             while samples.next_if(|at| tokens.contains(at)).is_some() {
                 attention += self.attend(&caches, tokens.end, &mut out) * length as f64 / SAMPLES as f64;
             }
         }
-        let usage = caches.0[0].usage();
         Run {
             append,
             attention,
             mean_bytes: held / length as f64,
-            bytes_copied: usage.bytes_copied * self.batch,
-            allocations: usage.allocations,
+            bytes_copied: copied * self.batch,
+            allocations: growths,
         }
     }
 
-    fn append(&self, caches: &mut Batch, tokens: std::ops::Range<usize>) {
+    /// Makes room for `len` tokens.
+    fn grow(&self, caches: &mut Batch, len: usize) -> Duration {
+        let start = Instant::now();
+        for kv in &mut caches.0 {
+            kv.reserve(len).expect("the bench fits the memory");
+        }
+        start.elapsed()
+    }
+
+    /// Stores the rows of `tokens`.
+    fn store(&self, caches: &mut Batch, tokens: Range<usize>) -> Duration {
+        let start = Instant::now();
         let cols = HEADS.n_kv_heads * HEADS.head_dim;
         let rows = ActRef::Bf16(MatRef::new(&self.rows[..tokens.len() * cols], tokens.len(), cols));
         for kv in &mut caches.0 {
-            kv.reserve(tokens.end).expect("the bench fits the memory");
             for layer in 0..self.shape.n_layers {
                 kv.append(self.bench.cx().par, layer, KvRows { first: tokens.start, k: rows, v: rows });
             }
             kv.set_len(tokens.end);
         }
+        start.elapsed()
     }
 
     /// Seconds of a step's attention behind `len` tokens, all layers.
