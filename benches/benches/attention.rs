@@ -33,6 +33,7 @@ fn cache(tokens: usize) -> One {
     let layout = KvLayout::new(DType::F32, SHAPE.head_dim);
     let shape = KvShape { n_layers: 1, n_kv_heads: SHAPE.n_kv_heads, layout, max_len: tokens };
     let mut cache = KvCacheKind::default().build(shape).expect("the bench's cache fits the memory");
+    cache.reserve(tokens).expect("the bench's cache fits the memory");
     for head in 0..SHAPE.n_kv_heads {
         for t in 0..tokens {
             let block = cache.block_mut(0, head, t / KV_BLOCK);
