@@ -166,6 +166,7 @@ macro_rules! shims {
             finish_row,
             tile_f32,
             tile_bf16,
+            tile_bf16_rows: crate::gemm::tile::MAX_ROWS,
             tile_int8,
             probe_peak,
             probe_read,

@@ -17,7 +17,7 @@ pub(crate) mod tile;
 
 use std::ops::Range;
 
-use self::blocking::{Blocking, row_tiles};
+use self::blocking::Blocking;
 pub use self::epilogue::Epilogue;
 use self::epilogue::{RowEpilogue, RowMut};
 use self::generated::Generated;
@@ -143,7 +143,7 @@ fn with_product<'c, R>(
     }
     let mut converted = cx.scratch.take(form.scratch_len(a));
     let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
-    let blocking = Blocking::new(rows, &panels);
+    let blocking = Blocking::new(rows, &panels, kernels.table().tile_rows(form.kind));
     let product = Product { kernels, generated: None, w, panels, form, input, blocking, epilogue };
     Some(f(product, ends))
 }
@@ -201,7 +201,7 @@ impl Product<'_> {
         let (sums, widened) = slot.split_at_mut(self.blocking.live_rows() * width);
         for steps in self.blocking.step_blocks() {
             let block = self.block(task.weights, &steps, widened);
-            for tile in row_tiles(task.rows.len()) {
+            for tile in self.blocking.row_tiles(task.rows.len()) {
                 // Without blocks of steps, one tile's sums are alive at a time.
                 let at = if self.panels.steps() > steps.len() { tile.start } else { 0 };
                 let sums = &mut sums[at * width..][..tile.len() * width];
@@ -263,8 +263,9 @@ impl Product<'_> {
         sums: &mut [f32],
     ) -> Option<TileArgs> {
         let (width, count, first) = (self.panels.width, tile.len(), task.rows.start + tile.start);
+        assert!(count <= self.kernels.table().tile_rows(self.form.kind), "a tile of {count} rows");
         assert!(
-            count <= MAX_ROWS && block.len() == steps.len() * width * 4 && sums.len() == count * width,
+            block.len() == steps.len() * width * 4 && sums.len() == count * width,
             "a tile of {count} rows over {} bytes of weights with {} sums",
             block.len(),
             sums.len()

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::attention::AttentionTiles;
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
-use crate::gemm::tile::{TileArgs, TileKind};
+use crate::gemm::tile::{MAX_ROWS, TileArgs, TileKind};
 use crate::generic::quantize;
 use crate::{ActMut, ActRef, Activation, DType, Isa, MatRef, RowNorm, arch};
 
@@ -95,6 +95,8 @@ pub(crate) struct Table {
     /// What the arguments of a tile describe must be accessible, too.
     pub(crate) tile_f32: unsafe fn(&TileArgs),
     pub(crate) tile_bf16: unsafe fn(&TileArgs),
+    /// The most rows of it: `MAX_ROWS`, or more where the tier has a tile for few rows.
+    pub(crate) tile_bf16_rows: usize,
     pub(crate) tile_int8: unsafe fn(&TileArgs),
     pub(crate) probe_peak: unsafe fn(TileKind, usize) -> u64,
     pub(crate) probe_read: unsafe fn(&[f32]) -> f32,
@@ -108,6 +110,11 @@ impl Table {
             TileKind::Bf16 => self.tile_bf16,
             TileKind::Int8 => self.tile_int8,
         }
+    }
+
+    /// The most rows of the tile that multiplies a kind.
+    pub(crate) fn tile_rows(&self, kind: TileKind) -> usize {
+        if kind == TileKind::Bf16 { self.tile_bf16_rows } else { MAX_ROWS }
     }
 }
 

@@ -4,6 +4,7 @@
 //! conversion must give the same bits on every CPU.
 
 mod attention;
+mod tile;
 
 use std::arch::x86_64::*;
 
@@ -11,13 +12,14 @@ use super::avx512::lanes_512;
 use super::avx512_vnni;
 use super::avx512_vnni::dot_int8;
 use crate::attention::AttentionTiles;
-use crate::gemm::tile::{Dots, TileArgs, TileKind};
+use crate::gemm::tile::{Dots, TileKind};
 use crate::generic;
 use crate::table::Table;
 
 pub(crate) const TABLE: Table = Table {
     attention: AttentionTiles { step_bf16: attention::step, ..avx512_vnni::TABLE.attention },
-    tile_bf16,
+    tile_bf16: tile::tile,
+    tile_bf16_rows: tile::ROWS,
     probe_peak,
     ..avx512_vnni::TABLE
 };
@@ -34,14 +36,6 @@ fn dot_bf16(acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
     let (w, a) =
         unsafe { (std::mem::transmute::<__m512i, __m512bh>(w), std::mem::transmute::<__m512i, __m512bh>(a)) };
     _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(acc), w, a))
-}
-
-/// # Safety
-/// The CPU has this tier; what `t` describes is accessible.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-unsafe fn tile_bf16(t: &TileArgs) {
-    // SAFETY: passed on to the caller.
-    unsafe { generic::tile::tile::<generic::tile::Bf16, _>(LanesBf16, t) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]

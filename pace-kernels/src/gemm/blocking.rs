@@ -29,6 +29,8 @@ pub(super) struct Blocking {
     steps: usize,
     /// Rows in a block, a multiple of a tile's.
     block_rows: usize,
+    /// Rows of a tile at most.
+    tile_rows: usize,
     /// Steps in a block, a multiple of every group's.
     block_steps: usize,
     /// Whether the tiles prefetch the next block of steps.
@@ -36,13 +38,15 @@ pub(super) struct Blocking {
 }
 
 impl Blocking {
-    pub(super) fn new(rows: usize, panels: &Panels) -> Self {
+    /// `widest`: the most rows of a tile, which is used for no more rows than that; [`MAX_ROWS`] or more.
+    pub(super) fn new(rows: usize, panels: &Panels, widest: usize) -> Self {
+        let tile_rows = if rows <= widest { widest } else { MAX_ROWS };
         let blocks = rows.div_ceil(BLOCK_ROWS).max(1);
         let block_rows = rows.div_ceil(blocks).next_multiple_of(MAX_ROWS);
         let steps = panels.steps();
-        let prefetch = rows > MAX_ROWS && rows <= SKINNY_ROWS;
+        let prefetch = rows > tile_rows && rows <= SKINNY_ROWS;
         let block_steps = if !prefetch && steps <= WHOLE_STEPS { WHOLE_STEPS } else { BLOCK_STEPS };
-        Self { rows, panels: panels.count(), steps, block_rows, block_steps, prefetch }
+        Self { rows, panels: panels.count(), steps, block_rows, tile_rows, block_steps, prefetch }
     }
 
     /// Whether so few rows use the weights that the memory they come from is what takes time.
@@ -67,9 +71,14 @@ impl Blocking {
         (0..rows).step_by(block_rows).map(move |first| first..rows.min(first + block_rows))
     }
 
+    /// The tiles of a block with so many rows.
+    pub(super) fn row_tiles(&self, block_rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        row_tiles(block_rows, self.tile_rows)
+    }
+
     /// Rows whose sums are alive at once.
     pub(super) fn live_rows(&self) -> usize {
-        if self.steps > self.block_steps { self.block_rows.min(self.rows) } else { MAX_ROWS }
+        if self.steps > self.block_steps { self.block_rows.min(self.rows) } else { self.tile_rows }
     }
 
     /// Steps of the largest block.
@@ -84,13 +93,13 @@ impl Blocking {
     }
 }
 
-/// Cuts rows into tiles: of [`MAX_ROWS`], the last two about even, because a tile of one or two rows
-/// waits for its own sums.
-pub(super) fn row_tiles(rows: usize) -> impl Iterator<Item = Range<usize>> {
+/// Cuts rows into tiles: of `most`, the last two about even, because a tile of one or two rows waits for
+/// its own sums.
+fn row_tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let mut next = 0;
     std::iter::from_fn(move || {
         let rest = rows - next;
-        let tile = if rest > MAX_ROWS && rest < 2 * MAX_ROWS { rest.div_ceil(2) } else { rest.min(MAX_ROWS) };
+        let tile = if rest > most && rest < 2 * most { rest.div_ceil(2) } else { rest.min(most) };
         let start = next;
         next += tile;
         (tile > 0).then_some(start..next)
@@ -104,12 +113,12 @@ mod tests {
 
     #[test]
     fn tiles_cover_the_rows_in_order() {
-        for rows in 0..40 {
-            let tiles: Vec<_> = row_tiles(rows).collect();
+        for (rows, most) in (0..40).flat_map(|rows| [(rows, MAX_ROWS), (rows, 8)]) {
+            let tiles: Vec<_> = row_tiles(rows, most).collect();
             let mut next = 0;
             for tile in &tiles {
-                assert!(tile.start == next && tile.len() <= MAX_ROWS);
-                assert!(rows < MAX_ROWS || tile.len() >= 3, "{rows} rows: {tiles:?}");
+                assert!(tile.start == next && tile.len() <= most);
+                assert!(rows < most || tile.len() >= 3, "{rows} rows: {tiles:?}");
                 next = tile.end;
             }
             assert_eq!(next, rows);
@@ -117,11 +126,23 @@ mod tests {
     }
 
     #[test]
+    fn a_wide_tile_is_for_few_rows() {
+        let panels = Panels { format: WeightFormat::Bf16, n: 64, k: 64, width: 64, paired: false };
+        let tiles = |rows: usize| -> Vec<usize> {
+            let blocking = Blocking::new(rows, &panels, 8);
+            assert_eq!(blocking.prefetch, (9..=SKINNY_ROWS).contains(&rows), "{rows}");
+            blocking.row_tiles(rows).map(|tile| tile.len()).collect()
+        };
+        assert_eq!((tiles(6), tiles(7), tiles(8)), (vec![6], vec![7], vec![8]));
+        assert_eq!((tiles(9), tiles(16)), (vec![5, 4], vec![6, 5, 5]));
+    }
+
+    #[test]
     fn tasks_and_steps_cover_the_product() {
         for rows in [1, 6, 7, 32, 33, 503, 505, 2048] {
             for (n, k, format) in [(1, 1, WeightFormat::F32), (130, 9000, WeightFormat::Bf16)] {
                 let panels = Panels { format, n, k, width: 64, paired: false };
-                let blocking = Blocking::new(rows, &panels);
+                let blocking = Blocking::new(rows, &panels, MAX_ROWS);
                 let mut covered = vec![0; rows * panels.count()];
                 for task in 0..blocking.tasks() {
                     let (rows, panel) = blocking.task(task);

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::blocking::row_tiles;
+use super::blocking::Blocking;
 use super::sums::Ends;
 use super::tile::{MAX_ROWS, TileArgs, TileKind};
 use super::{Product, Task};
@@ -33,6 +33,7 @@ impl Jit {
     ) -> Result<(), JitError> {
         let (out, ends) = (c.dtype(), Ends::Result { start: None, c });
         super::with_product(self.kernels(), cx, a, w.into(), ends, epilogue, |mut product, ends| {
+            product.blocking = Blocking::new(a.rows(), &product.panels, MAX_ROWS);
             product.generated = Generated::new(self, &product, out)?;
             product.run(cx, &ends);
             Ok(())
@@ -57,7 +58,7 @@ impl Generated {
         for rows in product.blocking.row_blocks() {
             for steps in product.blocking.step_blocks() {
                 let last = steps.end == product.panels.steps();
-                for count in row_tiles(rows.len()).map(|tile| tile.len()) {
+                for count in product.blocking.row_tiles(rows.len()).map(|tile| tile.len()) {
                     this.add(jit, product, out, last, &steps, count, rows.len())?;
                 }
             }

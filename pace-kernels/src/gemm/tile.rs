@@ -1,7 +1,7 @@
 //! The tile: what the driver asks of an instruction-set tier.
 
-/// Rows that a tile has at most: 6 x 64 sums fill 24 of 32 vector registers, 4 more hold weights, 1
-/// an activation.
+/// Rows that a tile has at most where many rows are cut into tiles: 6 x 64 sums fill 24 of 32 vector
+/// registers, 4 more hold weights, 1 an activation. A tier may have a wider one for few rows.
 pub(crate) const MAX_ROWS: usize = 6;
 
 /// Steps between two rounds of prefetching. Lost: rounds of 16, whose bursts stall (0.72 of the limit at
@@ -38,7 +38,7 @@ pub(crate) struct TileArgs {
     pub(crate) sums_stride: usize,
     /// Whether the sums go on from what is there, or start at 0.
     pub(crate) resume: bool,
-    /// Rows: 1 to [`MAX_ROWS`].
+    /// Rows: 1 to [`Table::tile_rows`](crate::table::Table::tile_rows).
     pub(crate) rows: usize,
     /// Outputs of the panel: 32 or 64.
     pub(crate) width: usize,

@@ -83,7 +83,7 @@ pub(crate) unsafe fn tile<K: Kind, L: Dots>(lanes: L, t: &TileArgs) {
 /// # Safety
 /// As [`tile`], and `t.rows` is R.
 #[inline(always)]
-unsafe fn rows<K: Kind, L: Dots, const R: usize>(lanes: L, t: &TileArgs) {
+pub(crate) unsafe fn rows<K: Kind, L: Dots, const R: usize>(lanes: L, t: &TileArgs) {
     let wanted = if R == 1 { L::ACROSS_ONE } else { L::ACROSS };
     // SAFETY: passed on to the caller.
     unsafe {
