@@ -43,6 +43,17 @@ impl Limits {
         Ok(Self { f32_flops, bf16_flops, int8_ops, bytes: read(kernels, par, memory)? })
     }
 
+    /// The higher one of each limit.
+    #[must_use]
+    pub const fn max(self, other: Self) -> Self {
+        Self {
+            f32_flops: self.f32_flops.max(other.f32_flops),
+            bf16_flops: self.bf16_flops.max(other.bf16_flops),
+            int8_ops: self.int8_ops.max(other.int8_ops),
+            bytes: self.bytes.max(other.bytes),
+        }
+    }
+
     /// Operations a second of `unit`.
     pub const fn flops(&self, unit: Unit) -> f64 {
         match unit {

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 
-use super::{EngineArgs, KindChoice, KvArgs, WeightChoice};
+use super::{EngineArgs, HugePageChoice, KindChoice, KvArgs, WeightChoice};
 
 /// Tokens per second of prefill and decode, beside what the hardware gives.
 ///
-/// -m, -p, -n, -pg, -d, -b, -t, --dtype, --op-config, --kv-cache and --instances take several values, separated by commas
-/// or by giving the flag again (a model's commas separate unless there is a file of that name; -pg and --op-config are
-/// given again), and every combination is measured. Tests are named as in llama-bench: pp512 is a prompt of 512 tokens, tg128 are 128
+/// -m, -p, -n, -pg, -d, -b, -t, --dtype, --op-config, --kv-cache, --bmc-splits, --hugepages and --instances take several
+/// values, separated by commas or by giving the flag again (a model's commas separate unless there is a file of that name;
+/// -pg and --op-config are given again), and every combination is measured. Tests are named as in llama-bench: pp512 is a prompt of 512 tokens, tg128 are 128
 /// new tokens, tg128@d2048 the same after 2048 others.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -76,8 +76,15 @@ pub(crate) enum BenchFormat {
 pub(crate) struct EngineSweep(pub(crate) Vec<EngineArgs>);
 
 /// The flags that may be given again, and whether commas separate their values.
-const SWEPT: [(&str, bool); 5] =
-    [("model", false), ("dtype", true), ("op_config", false), ("kv_cache", true), ("threads", true)];
+const SWEPT: [(&str, bool); 7] = [
+    ("model", false),
+    ("dtype", true),
+    ("op_config", false),
+    ("kv_cache", true),
+    ("bmc_splits", true),
+    ("hugepages", true),
+    ("threads", true),
+];
 
 impl EngineSweep {
     fn several(command: Command) -> Command {
@@ -117,6 +124,15 @@ impl FromArgMatches for EngineSweep {
             let own = if bmc && kind != KindChoice::Bmc { KvArgs::default() } else { args.kv.clone() };
             args.kv = KvArgs { kv_cache: Some(kind), ..own };
         });
+        let splits = values::<usize>(matches, "bmc_splits");
+        let divided = |args: &EngineArgs| {
+            // Caches that have no parts are measured once.
+            let own = if args.kv.bmc_splits.is_some() { splits.clone() } else { Vec::new() };
+            each(std::slice::from_ref(args), own, |args, splits| args.kv.bmc_splits = Some(splits))
+        };
+        all = all.iter().flat_map(divided).collect();
+        let pages = values::<HugePageChoice>(matches, "hugepages");
+        all = each(&all, pages, |args, pages| args.platform.hugepages = pages);
         all = each(&all, values::<u16>(matches, "threads"), |args, threads| {
             args.platform.threads = Some(threads);
         });
@@ -207,9 +223,22 @@ mod tests {
         };
         let both = kv(&["--kv-cache", "static,bmc", "--bmc-splits", "4"]);
         assert_eq!(both, [(Some(KindChoice::Static), None), (Some(KindChoice::Bmc), Some(4))]);
+        let swept = kv(&["--kv-cache", "static,bmc", "--bmc-splits", "1,4"]);
+        let bmc = |splits| (Some(KindChoice::Bmc), Some(splits));
+        assert_eq!(swept, [(Some(KindChoice::Static), None), bmc(1), bmc(4)]);
         // A mistake that is told when the flags are checked.
         assert_eq!(kv(&["--kv-cache", "static", "--bmc-splits", "4"]), [(Some(KindChoice::Static), Some(4))]);
         assert_eq!(kv(&["--bmc-splits", "4"]), [(None, Some(4))]);
+    }
+
+    #[test]
+    fn huge_pages_take_several_values() {
+        let pages = |args: &[&str]| -> Vec<_> {
+            parse(args).engines.0.iter().map(|e| e.platform.hugepages).collect()
+        };
+        assert_eq!(pages(&[]), [HugePageChoice::Auto]);
+        let two = pages(&["--hugepages", "auto,never"]);
+        assert_eq!(two, [HugePageChoice::Auto, HugePageChoice::Never]);
     }
 
     #[test]

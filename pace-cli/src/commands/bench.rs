@@ -19,7 +19,7 @@ use self::engines::{Engines, Setup};
 use self::measure::{Measured, measure};
 use self::report::{Layout, Record, Report};
 use self::workload::Workload;
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, HugePageChoice};
 use crate::exit::Usage;
 
 pub(crate) fn run(env: &Env, args: BenchArgs) -> Result<()> {
@@ -54,8 +54,10 @@ pub(crate) fn run(env: &Env, args: BenchArgs) -> Result<()> {
 }
 
 fn layout(args: &BenchArgs) -> Layout {
+    let engines = args.engines.0.iter();
     Layout {
-        kv_cache: args.engines.0.iter().any(|engine| engine.kv.kv_cache.is_some()),
+        kv_cache: engines.clone().any(|e| e.kv.kv_cache.is_some() || e.kv.bmc_splits.is_some()),
+        hugepages: engines.clone().any(|e| e.platform.hugepages != HugePageChoice::Auto),
         instances: args.instances != [1],
         batch: args.batch != [1],
     }

@@ -6,7 +6,7 @@ use super::common::pace;
 use super::{json, keys};
 
 /// The keys of a result, as documented.
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 29] = [
     "model",
     "size_bytes",
     "params",
@@ -14,6 +14,8 @@ const KEYS: [&str; 27] = [
     "isa",
     "op_config",
     "kv_cache",
+    "kv_settings",
+    "hugepages",
     "threads",
     "instances",
     "test",

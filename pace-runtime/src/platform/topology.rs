@@ -1,15 +1,19 @@
 //! Which CPUs are online and what they share: package, core, SMT siblings, L3 cache, NUMA node.
 //!
 //! Source: Linux sysfs, `/sys/devices/system/cpu` and `/sys/devices/system/node`. Every file may be missing (a
-//! container, an emulator, an old kernel): what is not said degrades to "each CPU is its own core, in package 0,
-//! on node 0, with an L3 cache shared by its package".
+//! container, an emulator, an old kernel): then the CPU is asked itself, and what it does not say either degrades to
+//! "each CPU is its own core, in package 0, on node 0, with an L3 cache shared by its package".
 
+#[cfg(target_arch = "x86_64")]
+mod cpuid;
 #[cfg(test)]
 pub(crate) mod fake;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use super::affinity::process_affinity;
 
 /// CPU numbers above this are not believed; Linux itself stops at 8192.
 pub(super) const MAX_CPUS: usize = 1 << 16;
@@ -38,6 +42,16 @@ impl Cpu {
     }
 }
 
+/// What a CPU says of itself: names of what it shares with others, equal for all that share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    package: usize,
+    /// The physical core, unique in the machine.
+    core: usize,
+    /// The third-level cache; none where there is no such cache or the CPU does not tell.
+    l3: Option<usize>,
+}
+
 /// A part of the machine's memory and the CPUs next to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
@@ -57,18 +71,28 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Reads this machine's topology; empty when sysfs is not there.
+    /// Reads this machine's topology, by sysfs and where that is not there by asking the CPUs.
     pub fn detect() -> Self {
-        Self::from_root(Path::new("/"))
+        #[cfg(target_arch = "x86_64")]
+        let place = cpuid::place;
+        #[cfg(not(target_arch = "x86_64"))]
+        let place = |_| None;
+        Self::read(Path::new("/"), process_affinity, &place)
     }
 
     /// Reads the topology below `root`, the directory that holds `sys`.
     pub fn from_root(root: &Path) -> Self {
+        Self::read(root, Vec::new, &|_| None)
+    }
+
+    /// Takes `ids` where sysfs shows no CPU, and asks `place` about those of which it does not tell all.
+    fn read(root: &Path, ids: impl Fn() -> Vec<usize>, place: &dyn Fn(usize) -> Option<Place>) -> Self {
         let cpu_dir = root.join("sys/devices/system/cpu");
-        let online = online_cpus(&cpu_dir);
+        let online = Some(online_cpus(&cpu_dir)).filter(|online| !online.is_empty()).unwrap_or_else(ids);
         let nodes = read_nodes(&root.join("sys/devices/system/node"), &online);
         let mut cpus: Vec<Cpu> = online.iter().map(|&id| read_cpu(&cpu_dir, id, &online, &nodes)).collect();
         group_cores_by_id(&cpu_dir, &mut cpus);
+        fill_in(&cpu_dir, &mut cpus, place);
         group_l3_by_package(&mut cpus);
         Self { cpus, nodes }
     }
@@ -292,6 +316,33 @@ fn group_cores_by_id(cpu_dir: &Path, cpus: &mut [Cpu]) {
     }
 }
 
+/// Takes from `place` the core and package of CPUs without any in sysfs, and the L3 group of those without one.
+fn fill_in(cpu_dir: &Path, cpus: &mut [Cpu], place: &dyn Fn(usize) -> Option<Place>) {
+    let core_files = ["core_cpus_list", "thread_siblings_list", "core_id"];
+    let has_core =
+        |id| core_files.iter().any(|name| cpu_dir.join(format!("cpu{id}/topology/{name}")).exists());
+    let (mut cores, mut caches) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<_, Vec<_>>::new());
+    for (at, cpu) in cpus.iter_mut().enumerate() {
+        let (no_core, no_l3) = (!has_core(cpu.id), cpu.l3 == UNKNOWN);
+        let Some(place) = (no_core || no_l3).then(|| place(cpu.id)).flatten() else { continue };
+        if no_core {
+            (cpu.package, cpu.core_id) = (place.package, place.core);
+            cores.entry(place.core).or_default().push(at);
+        }
+        if let Some(l3) = place.l3.filter(|_| no_l3) {
+            caches.entry(l3).or_default().push(at);
+        }
+    }
+    for members in cores.values() {
+        let siblings: Vec<usize> = members.iter().map(|&at| cpus[at].id).collect();
+        members.iter().for_each(|&at| cpus[at].siblings.clone_from(&siblings));
+    }
+    for members in caches.values() {
+        let lowest = cpus[members[0]].id;
+        members.iter().for_each(|&at| cpus[at].l3 = lowest);
+    }
+}
+
 /// An L3 group that the system does not tell.
 const UNKNOWN: usize = usize::MAX;
 
@@ -401,6 +452,30 @@ mod tests {
         assert_eq!(bare.cpus().iter().map(Cpu::core).collect::<Vec<_>>(), [1, 2]);
         assert!(bare.cpus().iter().all(|cpu| (cpu.package, cpu.node, cpu.l3) == (0, 0, 1)));
         assert_eq!(bare, Topology::flat(&[2, 1, 1]));
+    }
+
+    #[test]
+    fn a_cpu_tells_what_sysfs_leaves_out() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("sys/devices/system/cpu");
+        let ids = || (0..8).collect();
+        // Two packages of one L3 and two cores of two threads; the last CPU may not be asked.
+        let place = |id: usize| (id < 7).then_some(Place { package: id / 4, core: id / 2, l3: Some(id / 4) });
+        let topology = Topology::read(root.path(), ids, &place);
+        let column = |of: fn(&Cpu) -> usize| topology.cpus().iter().map(of).collect::<Vec<_>>();
+        assert_eq!(column(|cpu| cpu.package), [0, 0, 0, 0, 1, 1, 1, 0]);
+        assert_eq!(column(Cpu::core), [0, 0, 2, 2, 4, 4, 6, 7]);
+        assert_eq!(column(|cpu| cpu.l3), [0, 0, 0, 0, 4, 4, 4, 7]);
+        // What sysfs tells goes before.
+        put(&dir.join("online"), "0-3");
+        put(&dir.join("cpu3/topology/core_cpus_list"), "3");
+        put(&dir.join("cpu3/topology/physical_package_id"), "5");
+        put(&dir.join("cpu3/cache/index3/level"), "3");
+        put(&dir.join("cpu3/cache/index3/shared_cpu_list"), "3");
+        let topology = Topology::read(root.path(), Vec::new, &place);
+        let cpu = topology.cpu(3).expect("CPU 3 is online");
+        assert_eq!((cpu.package, cpu.siblings.as_slice(), cpu.l3), (5, [3].as_slice(), 3));
+        assert_eq!(topology.cpu(2).expect("CPU 2 is online").siblings, [2]);
     }
 
     #[test]

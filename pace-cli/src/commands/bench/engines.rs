@@ -1,5 +1,6 @@
 //! [`Setup`]: one combination of the flags that engines are started with, and [`Engines`], which run it.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::thread;
 
@@ -78,14 +79,12 @@ impl Setup {
 /// Engines that compute a setup at the same time; those on one NUMA node share the weights.
 pub(super) struct Engines {
     pub(super) instances: Vec<EngineHandle>,
-    /// What the hardware gives to all of them together.
-    pub(super) limits: Limits,
-    /// The most memory that loading the model took, in bytes.
-    load_peak: u64,
+    /// The most memory that they took until the limits were last measured, in bytes.
+    peak_before: Cell<u64>,
 }
 
 impl Engines {
-    /// Loads the model, then measures what the hardware gives to the engines' threads.
+    /// Loads the model.
     ///
     /// # Errors
     /// The model cannot be loaded, or there is no memory.
@@ -97,11 +96,19 @@ impl Engines {
         } else {
             Instances::start(&files, config, &setup.parts, session::load_progress)?.engines().to_vec()
         };
-        let load_peak = memory::peak_bytes();
-        let limits = together(&instances)?;
+        Ok(Self { instances, peak_before: Cell::new(0) })
+    }
+
+    /// What the hardware gives to all engines together, measured on their threads now.
+    ///
+    /// # Errors
+    /// There is no memory to measure with.
+    pub(super) fn limits(&self) -> Result<Limits, RuntimeError> {
+        self.peak_before.set(self.peak_bytes());
+        let limits = together(&self.instances);
         // What was allocated to measure is not the engines'.
         memory::forget_peak();
-        Ok(Self { instances, limits, load_peak })
+        limits
     }
 
     /// What the first engine turned out to be; all are alike but for their CPUs.
@@ -116,7 +123,7 @@ impl Engines {
 
     /// The most memory that the engines have taken so far, in bytes.
     pub(super) fn peak_bytes(&self) -> u64 {
-        memory::peak_bytes().max(self.load_peak)
+        memory::peak_bytes().max(self.peak_before.get())
     }
 }
 

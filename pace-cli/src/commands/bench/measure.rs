@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use pace_runtime::{
-    Answers, EngineHandle, Finish, ProfileReport, Request, RuntimeError, SequenceCache, Trace,
+    Answers, EngineHandle, Finish, Limits, ProfileReport, Request, RuntimeError, SequenceCache, Trace,
 };
 
 use super::engines::Engines;
@@ -19,6 +19,8 @@ pub(super) struct Measured {
     pub(super) samples: Vec<f64>,
     /// Seconds until every sequence had its first token, median.
     pub(super) ttft: f64,
+    /// What the hardware gave before and after the runs, whichever was more: it changes where a machine is shared.
+    pub(super) limits: Limits,
     /// Where the time of the counted runs went, in the first instance.
     pub(super) profile: Option<ProfileReport>,
     /// The calls of the last run, in the first instance.
@@ -39,6 +41,7 @@ pub(super) fn measure(
     let mut caches = at_once(vec![(); instances.len()], |i, ()| fill(&instances[i], workload))?;
     let (mut samples, mut ttft) = (Vec::with_capacity(runs), Vec::with_capacity(runs));
     let tokens = (instances.len() * workload.tokens()) as f64;
+    let before = engines.limits()?;
     for run in 0..=runs {
         match run {
             1 => first.reset_profile()?,
@@ -58,7 +61,8 @@ pub(super) fn measure(
     }
     ttft.sort_by(f64::total_cmp);
     let (profile, trace) = (first.profile()?, first.trace()?);
-    Ok(Measured { samples, ttft: ttft[ttft.len() / 2], profile, trace })
+    let limits = before.max(engines.limits()?);
+    Ok(Measured { samples, ttft: ttft[ttft.len() / 2], limits, profile, trace })
 }
 
 /// How long one engine took.

@@ -30,7 +30,7 @@ impl Record {
         measured: &Measured,
         layout: Layout,
     ) -> Self {
-        let figures = Figures::new(setup, engines, workload, measured);
+        let figures = Figures::new(setup, workload, measured);
         Self {
             fields: fields(setup, engines, workload, measured, &figures),
             cells: cells(setup, engines, workload, measured, &figures, layout),
@@ -43,6 +43,7 @@ impl Record {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Layout {
     pub(super) kv_cache: bool,
+    pub(super) hugepages: bool,
     pub(super) instances: bool,
     pub(super) batch: bool,
 }
@@ -99,18 +100,11 @@ impl Report {
 
     /// Remembers what there is to say about engines; once, if others are alike.
     pub(super) fn note(&mut self, engines: &Engines) {
-        let (info, limits) = (engines.info(), &engines.limits);
+        let info = engines.info();
         let note = format!("\n{}\n{}\n", operators::huge_pages(info), operators::summary(info).join("\n"));
         if !self.notes.contains(&note) {
             self.notes += &note;
         }
-        tracing::info!(
-            "limits: {:.0} GFLOP/s in f32, {:.0} in bf16, {:.0} Gop/s in int8, {:.1} GB/s",
-            limits.f32_flops / 1e9,
-            limits.bf16_flops / 1e9,
-            limits.int8_ops / 1e9,
-            limits.bytes / 1e9
-        );
     }
 
     /// Writes what has waited for the end.
@@ -139,7 +133,7 @@ struct Figures {
 }
 
 impl Figures {
-    fn new(setup: &Setup, engines: &Engines, workload: &Workload, measured: &Measured) -> Self {
+    fn new(setup: &Setup, workload: &Workload, measured: &Measured) -> Self {
         let (mean, deviation) = mean_and_sd(&measured.samples);
         let config = &setup.config;
         let work = Work::new(workload, setup.files.spec(), &config.load, config.batching.prefill_chunk.get());
@@ -150,7 +144,7 @@ impl Figures {
             deviation,
             gbs: work.bytes() * a_second / 1e9,
             gflops: work.flops() * a_second / 1e9,
-            fraction: work.least_seconds(&engines.limits) * a_second,
+            fraction: work.least_seconds(&measured.limits) * a_second,
         }
     }
 }
@@ -171,6 +165,8 @@ fn fields(
         "isa": info.isa.to_string(),
         "op_config": op_config(&setup.config.load.operators),
         "kv_cache": setup.config.kv_cache.kind.name(),
+        "kv_settings": setup.config.kv_cache.to_string(),
+        "hugepages": hugepages(setup),
         "threads": engines.threads(),
         "instances": setup.parts.len(),
         "test": workload.to_string(),
@@ -186,7 +182,7 @@ fn fields(
         "roofline_fraction": figures.fraction,
         "ttft_ms": measured.ttft * 1e3,
         "peak_rss_bytes": engines.peak_bytes(),
-        "limits": engines.limits,
+        "limits": measured.limits,
         "operators": operators::to_json(&info.operators),
         "demotions": operators::demotions(info),
         "bit_equal": info.bit_equal,
@@ -218,6 +214,7 @@ fn columns(layout: Layout) -> Vec<(&'static str, bool)> {
         ("op-config", false),
     ];
     columns.extend(layout.kv_cache.then_some(("kv-cache", false)));
+    columns.extend(layout.hugepages.then_some(("huge pages", false)));
     columns.push(("threads", true));
     columns.extend(layout.instances.then_some(("instances", true)));
     columns.extend(layout.batch.then_some(("batch", true)));
@@ -245,7 +242,8 @@ fn cells(
         info.isa.to_string(),
         op_config(&setup.config.load.operators),
     ];
-    cells.extend(layout.kv_cache.then(|| setup.config.kv_cache.kind.name().to_owned()));
+    cells.extend(layout.kv_cache.then(|| setup.config.kv_cache.to_string()));
+    cells.extend(layout.hugepages.then(|| hugepages(setup)));
     cells.push(engines.threads().to_string());
     cells.extend(layout.instances.then(|| setup.parts.len().to_string()));
     cells.extend(layout.batch.then(|| workload.batch.to_string()));
@@ -259,6 +257,10 @@ fn cells(
         bytes(usize::try_from(engines.peak_bytes()).unwrap_or(usize::MAX)),
     ]);
     cells
+}
+
+fn hugepages(setup: &Setup) -> String {
+    format!("{:?}", setup.config.load.placement.hugepages).to_lowercase()
 }
 
 fn md_line<T: AsRef<str>>(cells: impl IntoIterator<Item = T>) -> String {
@@ -319,8 +321,9 @@ mod tests {
     fn a_column_is_there_when_something_is_in_it() {
         let names = |layout| columns(layout).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert!(!names(Layout::default()).contains(&"batch"));
-        let all = header(Layout { kv_cache: true, instances: true, batch: true });
-        assert!(all.contains("| op-config | kv-cache | threads | instances | batch | test |"), "{all}");
+        let all = header(Layout { kv_cache: true, hugepages: true, instances: true, batch: true });
+        let names = "| op-config | kv-cache | huge pages | threads | instances | batch | test |";
+        assert!(all.contains(names), "{all}");
         let [head, rule] = all.lines().collect::<Vec<_>>()[..] else { panic!("two lines: {all}") };
         assert_eq!(head.matches('|').count(), rule.matches('|').count());
     }
