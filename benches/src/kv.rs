@@ -283,8 +283,9 @@ impl<'b> Work<'b> {
         let (cx, cols) = (self.bench.cx(), HEADS.n_heads * HEADS.head_dim);
         let mut plan = AttentionPlan::default();
         plan.rebuild(&HEADS, cx.par.threads(), std::iter::repeat_n((len - 1, 1), self.batch));
-        // Short ones several times: a clock needs some time to be right.
-        let times = (4096 / (len * self.batch)).clamp(1, 16);
+        // Short ones several times, so that all weigh the same against the noise.
+        let blocks = self.shape.n_layers * HEADS.n_kv_heads * len.div_ceil(KV_BLOCK) * self.batch;
+        let times = (BATCH_BYTES / (blocks * self.shape.layout.block_bytes())).clamp(1, 32);
         let start = Instant::now();
         for _ in 0..times {
             for layer in 0..self.shape.n_layers {

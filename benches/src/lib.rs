@@ -9,6 +9,7 @@ pub mod machine;
 pub mod mlp;
 pub mod paired;
 pub mod roofline;
+pub mod settings;
 pub mod svg;
 
 use std::convert::Infallible;
