@@ -138,23 +138,27 @@ impl KvBatch for Batch {
     }
 }
 
-/// Lets all settings take turns at one point, `rounds` times after one that is not counted.
+/// Lets settings take turns at one point, `rounds` times after one that is not counted: `auto` and those that `only` names,
+/// or all if it names none.
 ///
 /// # Panics
 /// There is too little memory.
-pub fn measure(bench: &Bench, batch: usize, length: usize, rounds: usize) -> Vec<Row> {
+pub fn measure(bench: &Bench, batch: usize, length: usize, rounds: usize, only: &[String]) -> Vec<Row> {
     let layout = KvLayout::new(DType::Bf16, HEADS.head_dim);
     let layer = batch * HEADS.n_kv_heads * length.div_ceil(KV_BLOCK) * layout.block_bytes();
     let n_layers = (BATCH_BYTES / layer).clamp(1, LAYERS);
     let shape = KvShape { n_layers, n_kv_heads: HEADS.n_kv_heads, layout, max_len: length };
     let work = Work::new(bench, batch, shape);
     let mut all = candidates(&shape);
+    let wanted = |name: &String| name == AUTO || only.is_empty() || only.contains(name);
+    all.iter_mut().for_each(|candidate| candidate.names.retain(wanted));
+    all.retain(|candidate| !candidate.names.is_empty());
     let n = all.len();
+    // Each has other neighbours in each round: what ran before leaves its memory behind.
+    let steps: Vec<_> = (1..n.max(2)).filter(|&step| gcd(step, n) == 1).collect();
     for round in 0..=rounds {
         for i in 0..n {
-            // Each has other neighbours in each round.
-            let i = (i + 7 * round) % n;
-            let candidate = &mut all[if round % 2 == 0 { i } else { n - 1 - i }];
+            let candidate = &mut all[(i * steps[round % steps.len()] + 7 * round) % n];
             let run = work.run(&candidate.config);
             if round > 0 {
                 candidate.runs.push(run);
@@ -164,6 +168,11 @@ pub fn measure(bench: &Bench, batch: usize, length: usize, rounds: usize) -> Vec
     let auto = all.iter().find(|c| c.names[0] == AUTO).map_or_else(Vec::new, |c| seconds(&c.runs));
     let rows = |c| rows(c, &shape, batch, &auto);
     all.iter().flat_map(rows).collect()
+}
+
+/// The greatest common divisor.
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 fn seconds(runs: &[Run]) -> Vec<f64> {

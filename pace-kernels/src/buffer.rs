@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::Element;
 
 pub(crate) mod huge_pages;
+pub(crate) mod mapped;
 pub(crate) mod shared;
 
 /// 2 MiB: the huge page of x86-64 and AArch64, and the size from which a buffer is mapped.

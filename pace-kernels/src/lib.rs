@@ -46,6 +46,7 @@ pub use crate::arena::Arena;
 pub use crate::attention::{
     AttentionParams, AttentionPlan, AttentionSegment, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun, KvSource,
 };
+pub use crate::buffer::mapped::MappedFile;
 pub use crate::buffer::shared::SharedMemory;
 pub use crate::buffer::{Buffer, HugePages, OutOfMemory, Placement};
 pub use crate::dtype::{DType, Element, UnknownDType};

@@ -2,9 +2,12 @@
 //! small in memory.
 
 use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use pace_kernels::MappedFile;
 
 use crate::ModelError;
 
@@ -34,9 +37,64 @@ pub fn open_regular(path: &Path) -> Result<(File, u64), ModelError> {
     Ok((file, opened.len()))
 }
 
-/// What an open file was like: a checkpoint is read over seconds or minutes, and must be one and the same throughout.
+/// A file of weights, open: it is read over seconds or minutes, from several threads, and must be one and the same
+/// throughout.
+#[derive(Debug)]
+pub(crate) struct DataFile {
+    path: PathBuf,
+    file: File,
+    stamp: Stamp,
+    map: RwLock<Option<MappedFile>>,
+}
+
+impl DataFile {
+    /// As [`open_regular`].
+    pub(crate) fn open(path: PathBuf) -> Result<(Self, u64), ModelError> {
+        let (file, len) = open_regular(&path)?;
+        let stamp = Stamp::of(&path, &file)?;
+        Ok((Self { path, file, stamp, map: RwLock::new(None) }, len))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file itself, for reading its header.
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads `out.len()` bytes from `offset` on: by positioned reads, or from the mapping if there is one.
+    pub(crate) fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        match &*self.map.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(map) => map.read_exact_at(out, offset),
+            None => self.file.read_exact_at(out, offset),
+        }
+    }
+
+    /// Maps the file, or gives the mapping up.
+    pub(crate) fn set_mapped(&self, mapped: bool) -> Result<(), ModelError> {
+        let map = mapped.then(|| MappedFile::new(&self.file)).transpose();
+        let map = map.map_err(|e| ModelError::file(&self.path, format!("cannot be mapped: {e}")))?;
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
+        Ok(())
+    }
+
+    /// Whether the file still is what it was.
+    pub(crate) fn check_unchanged(&self) -> Result<(), ModelError> {
+        if Stamp::of(&self.path, &self.file)? == self.stamp {
+            return Ok(());
+        }
+        Err(ModelError::file(
+            &self.path,
+            "was changed while the model was loaded; load it again once it is complete",
+        ))
+    }
+}
+
+/// What an open file was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
+struct Stamp {
     bytes: u64,
     /// Seconds and nanoseconds.
     modified: (i64, i64),
@@ -44,20 +102,9 @@ pub(crate) struct Stamp {
 
 impl Stamp {
     /// The file as it is now.
-    pub(crate) fn of(path: &Path, file: &File) -> Result<Self, ModelError> {
+    fn of(path: &Path, file: &File) -> Result<Self, ModelError> {
         let meta = file.metadata().map_err(|e| ModelError::io(path, e))?;
         Ok(Self { bytes: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
-    }
-
-    /// Whether the file still is what it was.
-    pub(crate) fn check(self, path: &Path, file: &File) -> Result<(), ModelError> {
-        if Self::of(path, file)? == self {
-            return Ok(());
-        }
-        Err(ModelError::file(
-            path,
-            "was changed while the model was loaded; load it again once it is complete",
-        ))
     }
 }
 
@@ -140,6 +187,31 @@ mod tests {
         // A device without an end: the length says 0, and the type says no.
         let message = read_text(Path::new("/dev/zero"), 4).unwrap_err().to_string();
         assert!(message.contains("/dev/zero: is a device"), "{message}");
+    }
+
+    #[test]
+    fn a_mapped_file_reads_as_one_that_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights");
+        let bytes: Vec<_> = (0..9_000).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let (file, len) = DataFile::open(path.clone()).unwrap();
+        assert_eq!(len, 9_000);
+        for mapped in [false, true, true, false] {
+            file.set_mapped(mapped).unwrap();
+            let mut out = vec![0; 4_500];
+            file.read_exact_at(&mut out, 4_500).unwrap();
+            assert_eq!(out, bytes[4_500..]);
+            let error = file.read_exact_at(&mut out, 4_501).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{mapped}");
+        }
+        file.check_unchanged().unwrap();
+        std::fs::write(&path, &bytes[1..]).unwrap();
+        let message = file.check_unchanged().unwrap_err().to_string();
+        assert!(message.contains("weights: was changed while the model was loaded"), "{message}");
+        std::fs::write(&path, "").unwrap();
+        let message = file.set_mapped(true).unwrap_err().to_string();
+        assert!(message.contains("weights: cannot be mapped"), "{message}");
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct LoadOptions {
     pub shared: Option<Arc<SharedMemory>>,
     /// How the memory of the matrices is had.
     pub placement: Placement,
+    /// Whether files are mapped while they are read, see [`WeightSource::set_mapped`].
+    pub mmap: bool,
     /// Whether tensors may hold NaN, infinities, absurdly large numbers, or nothing but zeros. A file that does is
     /// damaged or was never finished, so it is refused by default.
     pub allow_nonfinite: bool,
@@ -62,6 +64,7 @@ impl LoadOptions {
             shared: None,
             smallest_l3: None,
             placement: Placement::default(),
+            mmap: false,
             allow_nonfinite: false,
         }
     }

@@ -61,6 +61,16 @@ pub trait WeightSource: Send + Sync {
         self.read_f32(name, start, out)
     }
 
+    /// Reads the files through mappings from now on, or no longer. A mapping shares the system's copy of a file, and each
+    /// page of it is a fault; a file that somebody shortens while it is mapped ends the process.
+    ///
+    /// # Errors
+    /// A file cannot be mapped.
+    fn set_mapped(&self, mapped: bool) -> Result<(), ModelError> {
+        let _ = mapped;
+        Ok(())
+    }
+
     /// Checks that the files still are what they were when they were opened.
     ///
     /// # Errors

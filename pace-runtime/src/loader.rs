@@ -17,7 +17,7 @@ use pace_models::{Architecture, Decoder, DecoderSpec, LoadOptions, Model, ModelE
 use crate::chat::ChatTemplate;
 use crate::generation_config::GenerationConfig;
 use crate::tokenizer::Tokenizer;
-use crate::{LoadProgress, RuntimeError};
+use crate::{LoadProgress, RuntimeError, platform};
 
 /// The seed of `random:` models: the same weights every time.
 const RANDOM_SEED: u64 = 0x5eed;
@@ -129,8 +129,19 @@ impl ModelFiles {
     ) -> Result<Box<dyn Model>, RuntimeError> {
         let (total, done) = (self.spec.parameters(), AtomicUsize::new(0));
         let report = |n: usize| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
-        let source = self.source.as_ref();
-        Ok(Box::new(Decoder::load(source, self.architecture, &self.spec, options, kernels, par, &report)?))
+        let (source, mmap) = (self.source.as_ref(), options.mmap);
+        if mmap {
+            source.set_mapped(true)?;
+        }
+        let before = platform::page_faults();
+        let loaded = Decoder::load(source, self.architecture, &self.spec, options, kernels, par, &report);
+        if mmap {
+            source.set_mapped(false)?;
+            if let Some((before, after)) = before.zip(platform::page_faults()) {
+                tracing::info!("{}: read from a mapping, with {} page faults", self.name, after - before);
+            }
+        }
+        Ok(Box::new(loaded?))
     }
 
     /// What the user called the model.

@@ -184,6 +184,14 @@ fn process_limits() -> impl Iterator<Item = MemoryLimit> {
     std::iter::empty()
 }
 
+/// Page faults of this process up to now; none where the system does not tell.
+pub(crate) fn page_faults() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in parentheses may hold anything; minor and major faults are the eighth and tenth fields behind it.
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    Some(fields.get(7)?.parse::<u64>().ok()? + fields.get(9)?.parse::<u64>().ok()?)
+}
+
 /// Online CPUs in the affinity mask. Sources that contradict each other or say nothing leave the mask alone, then
 /// all online CPUs, then CPU 0: there is always somewhere to run.
 fn usable_cpus(topology: &Topology, affinity: &[usize]) -> Vec<Cpu> {
@@ -222,6 +230,17 @@ fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
 mod tests {
     use super::topology::fake::{Machine, Numbering, put};
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn touching_memory_is_a_fault() {
+        use pace_kernels::{Buffer, HugePages, Placement};
+
+        let before = page_faults().unwrap();
+        let mut memory = Buffer::zeroed(4 << 20, Placement { hugepages: HugePages::Never }).unwrap();
+        memory.as_mut_slice::<f32>().fill(1.0);
+        assert!(page_faults().unwrap() > before);
+    }
 
     /// Two sockets of an EPYC with two cores in each CCX, in mode NPS2.
     const EPYC: Machine = Machine {

@@ -27,6 +27,9 @@ struct Args {
     /// Lengths that the sequences grow to.
     #[arg(long, value_delimiter = ',', default_values_t = [512, 1024, 2048, 4096, 8192])]
     length: Vec<usize>,
+    /// Only these settings and `auto`, such as "4 linear, commit"; again for each.
+    #[arg(long, value_name = "SETTING")]
+    only: Vec<String>,
     /// Counted rounds.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -48,7 +51,7 @@ fn main() -> Result<()> {
     let mut rows = Vec::new();
     for &batch in &args.batch {
         for &length in &args.length {
-            rows.extend(measure(&bench, batch, length, args.rounds as usize));
+            rows.extend(measure(&bench, batch, length, args.rounds as usize, &args.only));
             bar.inc(1);
         }
     }

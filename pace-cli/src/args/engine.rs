@@ -35,6 +35,10 @@ pub(crate) struct EngineArgs {
     /// Memory of all KV caches, such as 4GiB or 500MB [default: what is available once the model is loaded].
     #[arg(long, value_name = "BYTES", value_parser = byte_size)]
     pub(crate) kv_memory: Option<u64>,
+    /// Map the model's files while they are read, instead of reading them. It is no faster, the files count as the process's
+    /// memory meanwhile, and one that is shortened meanwhile ends the process. Packed weights are the same, in huge pages.
+    #[arg(long)]
+    pub(crate) mmap: bool,
     /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
@@ -92,6 +96,7 @@ impl EngineArgs {
         }
         config.numa_memory = self.platform.numa_memory.into();
         config.load.placement.hugepages = self.platform.hugepages.into();
+        config.load.mmap = self.mmap;
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);
         config.batching.kv_memory = self.kv_memory;

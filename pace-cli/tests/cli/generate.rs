@@ -101,26 +101,24 @@ fn every_tier_and_thread_count_gives_the_greedy_ids_of_transformers() {
 }
 
 #[test]
-fn one_model_as_directory_and_as_gguf_gives_the_same_ids() {
+fn one_model_as_directory_and_as_gguf_read_or_mapped_gives_the_same_ids() {
     let (dir, gguf) = (fixture("gqa-tied"), fixture("gguf-bf16").join("model.gguf"));
-    let run = |model: &str| {
-        json(&pace(&[
-            "generate",
-            "-m",
-            model,
-            "-p",
-            "The bridge was closed.",
-            "--dtype",
-            "f32",
-            "--format",
-            "json",
-        ]))
+    let run = |model: &str, more: &[&str]| {
+        let args =
+            ["generate", "-m", model, "-p", "The bridge was closed.", "--dtype", "f32", "--format", "json"];
+        json(&Call::new(&[&args, more].concat()).run())
     };
-    let (one, other) = (run(arg(&dir)), run(arg(&gguf)));
-    for field in ["prompt_tokens", "tokens", "text", "finish_reason"] {
-        assert_eq!(one[field], other[field], "{field}");
+    let one = run(arg(&dir), &[]);
+    for other in [run(arg(&gguf), &[]), run(arg(&gguf), &["--mmap"]), run(arg(&dir), &["--mmap"])] {
+        for field in ["prompt_tokens", "tokens", "text", "finish_reason"] {
+            assert_eq!(one[field], other[field], "{field}");
+        }
     }
     assert!(!ids(&one["tokens"]).is_empty());
+
+    let args = ["generate", "-m", arg(&dir), "--prompt-tokens", "1", "-n", "1", "--mmap"];
+    let log = Call::new(&args).env("PACE_LOG_LEVEL", "info").run();
+    assert!(log.stderr.contains("read from a mapping, with "), "{}", log.stderr);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! [`GgufFile`]: weights and metadata of a GGUF file, versions 2 and 3, little-endian; or of the several files of
 //! a model that is split.
 //!
-//! A file is read with positioned reads, never mapped: a file that shrinks underneath is an error and not a
-//! signal. Opening reads the header only; nothing in it is believed before it is checked against the size of
-//! the file. Rows are turned into f32 exactly as ggml does it; the permutation that llama.cpp's converter
+//! A file is read with positioned reads unless it is to be mapped: if it shrinks underneath, that is an error and not
+//! a signal. Opening reads the header only; nothing in it is believed before it is checked against the size of the
+//! file. Rows are turned into f32 exactly as ggml does it; the permutation that llama.cpp's converter
 //! applied to the query and key rows is left to the caller.
 //! Source: the public specification of the format, in ggml's documentation.
 
@@ -15,9 +15,7 @@ mod split;
 mod value;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use metadata::Metadata;
 pub use value::{Array, Value};
@@ -28,24 +26,17 @@ use self::reader::Fault;
 use self::split::Part;
 use super::{Naming, TensorInfo, WeightSource, first_not_finite};
 use crate::ModelError;
-use crate::file::Stamp;
+use crate::file::DataFile;
 
 /// An open GGUF file, or all files of a model that is split (`NAME-00001-of-00003.gguf`).
 #[derive(Debug)]
 pub struct GgufFile {
     metadata: Metadata,
-    shards: Vec<Shard>,
+    shards: Vec<DataFile>,
     tensors: Vec<TensorInfo>,
     /// Parallel to `tensors`.
     places: Vec<Place>,
     by_name: HashMap<String, usize>,
-}
-
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
-    file: File,
-    stamp: Stamp,
 }
 
 /// Where a tensor's data lie.
@@ -66,28 +57,28 @@ impl GgufFile {
     /// part that its name says, or contradicts the first one. The error names the file and the field or the
     /// tensor.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let (Part { path, file, stamp, directory }, rest) = split::open(path)?;
+        let (Part { file, directory }, rest) = split::open(path)?;
         let Directory { metadata, tensors, extents } = directory;
         let (shards, places, by_name) = (Vec::new(), Vec::new(), HashMap::new());
         let mut model = Self { metadata, shards, tensors: Vec::new(), places, by_name };
-        model.add(Shard { path, file, stamp }, tensors, extents)?;
-        for Part { path, file, stamp, directory } in rest {
-            model.add(Shard { path, file, stamp }, directory.tensors, directory.extents)?;
+        model.add(file, tensors, extents)?;
+        for Part { file, directory } in rest {
+            model.add(file, directory.tensors, directory.extents)?;
         }
         Ok(model)
     }
 
     fn add(
         &mut self,
-        shard: Shard,
+        shard: DataFile,
         tensors: Vec<TensorInfo>,
         extents: Vec<Extent>,
     ) -> Result<(), ModelError> {
         for (info, extent) in tensors.into_iter().zip(extents) {
             if let Some(at) = self.by_name.insert(info.name.clone(), self.tensors.len()) {
-                let other = self.shards[self.places[at].shard].path.display();
+                let other = self.shards[self.places[at].shard].path().display();
                 let what = format!("is also in {other}; it must be in one file");
-                return Err(ModelError::tensor(&shard.path, info.name, what));
+                return Err(ModelError::tensor(shard.path(), info.name, what));
             }
             self.tensors.push(info);
             self.places.push(Place { shard: self.shards.len(), extent });
@@ -132,7 +123,7 @@ impl GgufFile {
     /// [`WeightSource::read_f32`], or if not `finite` [`WeightSource::read_any_f32`].
     fn read(&self, name: &str, start: usize, out: &mut [f32], finite: bool) -> Result<(), ModelError> {
         let (&Place { shard, ref extent }, dequantise) = self.find(name, start, out.len())?;
-        let Shard { path, file, .. } = &self.shards[shard];
+        let file = &self.shards[shard];
         let GgmlType { block_len, block_bytes, .. } = *extent.kind;
         let bytes_of = |elements: usize| elements / block_len * block_bytes;
         let step = CHUNK_BYTES / block_bytes * block_len;
@@ -142,11 +133,11 @@ impl GgufFile {
             let bytes = &mut buffer[..bytes_of(part.len())];
             let position = extent.start + bytes_of(done) as u64;
             let read = file.read_exact_at(bytes, position);
-            read.map_err(|source| Fault::Io(source).in_tensor(path, name))?;
+            read.map_err(|source| Fault::Io(source).in_tensor(file.path(), name))?;
             dequantise(bytes, part);
             if let Some(at) = first_not_finite(part).filter(|_| finite) {
                 let what = format!("element {} is {}; finite numbers are right", done + at, part[at]);
-                return Err(ModelError::tensor(path, name, what));
+                return Err(ModelError::tensor(file.path(), name, what));
             }
             done += part.len();
         }
@@ -169,7 +160,7 @@ impl WeightSource for GgufFile {
 
     fn path(&self, name: &str) -> &Path {
         match self.by_name.get(name) {
-            Some(&at) => &self.shards[self.places[at].shard].path,
+            Some(&at) => self.shards[self.places[at].shard].path(),
             None => self.file_path(),
         }
     }
@@ -182,8 +173,12 @@ impl WeightSource for GgufFile {
         self.read(name, start, out, false)
     }
 
+    fn set_mapped(&self, mapped: bool) -> Result<(), ModelError> {
+        self.shards.iter().try_for_each(|shard| shard.set_mapped(mapped))
+    }
+
     fn check_unchanged(&self) -> Result<(), ModelError> {
-        self.shards.iter().try_for_each(|shard| shard.stamp.check(&shard.path, &shard.file))
+        self.shards.iter().try_for_each(DataFile::check_unchanged)
     }
 }
 

@@ -1,21 +1,19 @@
 //! HF checkpoints: one `.safetensors` file, or several with an index.
 //!
 //! The header is read as hostile: bounded, streamed instead of held, every name, shape and offset checked before
-//! the file counts as open. Tensors are read with positioned reads into the caller's slice.
+//! the file counts as open. Tensors are read with positioned reads, or from a mapping, into the caller's slice.
 
 mod dtype;
 mod header;
 mod index;
 
-use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use crate::ModelError;
-use crate::file::{Stamp, open_regular};
+use crate::file::DataFile;
 
 use super::{Naming, TensorInfo, WeightSource, first_not_finite};
 use dtype::Dtype;
@@ -41,9 +39,7 @@ pub struct SafetensorsSource {
 
 #[derive(Debug)]
 struct Shard {
-    path: PathBuf,
-    file: File,
-    stamp: Stamp,
+    file: DataFile,
     /// Where the data section begins, in bytes.
     data_start: u64,
 }
@@ -80,10 +76,9 @@ impl SafetensorsSource {
         let mut tensors = Tensors::default();
         let mut shards = Vec::with_capacity(paths.len());
         for (shard, path) in (0..).zip(paths) {
-            let (file, len) = open_regular(&path)?;
-            let stamp = Stamp::of(&path, &file)?;
-            let data_start = header::read(&path, &file, len, shard, &mut tensors)?;
-            shards.push(Shard { path, file, stamp, data_start });
+            let (file, len) = DataFile::open(path)?;
+            let data_start = header::read(file.path(), file.file(), len, shard, &mut tensors)?;
+            shards.push(Shard { file, data_start });
         }
         let by_name = tensors.sorted_by_name();
         let source = Self { root, shards, tensors, by_name };
@@ -98,7 +93,7 @@ impl SafetensorsSource {
             if *name != self.tensors.infos[second].name {
                 continue;
             }
-            let (one, other) = (&self.shard(first).path, &self.shard(second).path);
+            let (one, other) = (self.shard(first).file.path(), self.shard(second).file.path());
             let what = if one == other {
                 "appears twice in the header".to_owned()
             } else {
@@ -111,11 +106,11 @@ impl SafetensorsSource {
 
     fn check_index(&self, index: &index::Index) -> Result<(), ModelError> {
         for (name, shard) in &index.map {
-            let path = &self.shards[usize::from(*shard)].path;
+            let path = self.shards[usize::from(*shard)].file.path();
             match self.find(name) {
                 Some(at) if self.tensors.places[at].shard == *shard => {}
                 Some(at) => {
-                    let here = self.shard(at).path.display();
+                    let here = self.shard(at).file.path().display();
                     let what = format!("is in {here}, but {INDEX} places it here");
                     return Err(ModelError::tensor(path, name, what));
                 }
@@ -166,7 +161,7 @@ impl SafetensorsSource {
                 ErrorKind::UnexpectedEof => {
                     fail("ends too early: the file was changed or truncated".to_owned())
                 }
-                _ => ModelError::io(&shard.path, e),
+                _ => ModelError::io(shard.file.path(), e),
             })?;
             if let Some(at) = first_not_finite(part).filter(|_| finite) {
                 let what = format!("element {} is {}; weights must be finite", first + at, part[at]);
@@ -192,7 +187,7 @@ impl WeightSource for SafetensorsSource {
     }
 
     fn path(&self, name: &str) -> &Path {
-        self.find(name).map_or(&self.root, |at| &self.shard(at).path)
+        self.find(name).map_or(&self.root, |at| self.shard(at).file.path())
     }
 
     fn read_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
@@ -203,14 +198,18 @@ impl WeightSource for SafetensorsSource {
         self.read(name, start, out, false)
     }
 
+    fn set_mapped(&self, mapped: bool) -> Result<(), ModelError> {
+        self.shards.iter().try_for_each(|shard| shard.file.set_mapped(mapped))
+    }
+
     fn check_unchanged(&self) -> Result<(), ModelError> {
-        self.shards.iter().try_for_each(|shard| shard.stamp.check(&shard.path, &shard.file))
+        self.shards.iter().try_for_each(|shard| shard.file.check_unchanged())
     }
 }
 
 /// Reads `out.len()` little-endian numbers at `offset` and widens them. `halves` is room for the 16-bit types.
 fn read_part(
-    file: &File,
+    file: &DataFile,
     offset: u64,
     dtype: Dtype,
     halves: &mut [u16],

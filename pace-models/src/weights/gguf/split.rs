@@ -4,29 +4,25 @@
 //! Every file is a whole GGUF file with its own tensors and says in `split.no` (from 0) and `split.count` which of
 //! how many it is; the first one has the metadata of the model. Source: ggml's `gguf-split`.
 
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::directory::Directory;
 use crate::ModelError;
-use crate::file::{Stamp, open_regular};
+use crate::file::DataFile;
 
 /// One file, open, and its header.
 pub(super) struct Part {
-    pub(super) path: PathBuf,
-    pub(super) file: File,
-    pub(super) stamp: Stamp,
+    pub(super) file: DataFile,
     pub(super) directory: Directory,
 }
 
 impl Part {
     /// Opens `path` and reads its header.
     fn open(path: PathBuf) -> Result<Self, ModelError> {
-        let (file, len) = open_regular(&path)?;
-        let stamp = Stamp::of(&path, &file)?;
-        let directory = Directory::read(&file, &path, len)?;
-        Ok(Self { path, file, stamp, directory })
+        let (file, len) = DataFile::open(path)?;
+        let directory = Directory::read(file.file(), file.path(), len)?;
+        Ok(Self { file, directory })
     }
 
     fn number(&self, key: &str) -> Result<Option<u64>, ModelError> {
@@ -34,7 +30,7 @@ impl Part {
     }
 
     fn wrong(&self, key: &str, what: String) -> ModelError {
-        ModelError::field(&self.path, key, what)
+        ModelError::field(self.file.path(), key, what)
     }
 }
 
@@ -83,7 +79,7 @@ struct Names {
 impl Names {
     /// Takes the name of `given`, which says that there are `count` files, apart.
     fn of(given: &Part, count: u64) -> Result<Self, ModelError> {
-        let Some((prefix, no, named_count, extension)) = take_apart(&given.path) else {
+        let Some((prefix, no, named_count, extension)) = take_apart(given.file.path()) else {
             let what = format!(
                 "the model is split over {count} files; then their names must end in -00001-of-{count:05}.gguf \
                  to -{count:05}-of-{count:05}.gguf"
@@ -94,7 +90,7 @@ impl Names {
             let what = format!("{count} files, but the name of this one says {named_count}");
             return Err(given.wrong(COUNT, what));
         }
-        Ok(Self { path: given.path.clone(), prefix, extension, count, given: no })
+        Ok(Self { path: given.file.path().to_path_buf(), prefix, extension, count, given: no })
     }
 
     fn path(&self, no: u64) -> PathBuf {
@@ -157,7 +153,8 @@ fn agrees(first: &Part, part: &Part) -> Result<(), ModelError> {
         }
         match first.directory.metadata.get(key) {
             Some(firsts) if firsts != value => {
-                let what = format!("contradicts the first file of the model, {}", first.path.display());
+                let what =
+                    format!("contradicts the first file of the model, {}", first.file.path().display());
                 return Err(part.wrong(key, what));
             }
             _ => {}

@@ -124,6 +124,8 @@ fn simple_types_follow_their_formulas_in_many_chunks() {
                 .map(|i| naive(kind, &data[i / block_len * block_bytes..], i % block_len))
                 .collect();
             assert!(read(&file, "w", 0, rows * width) == want, "{name}");
+            file.set_mapped(true).unwrap();
+            assert!(read(&file, "w", 0, rows * width) == want, "{name}, mapped");
             assert!(read(&file, "w", 7 * width, 3 * width) == want[7 * width..10 * width], "{name} rows");
         }
     }

@@ -70,6 +70,9 @@ fn all_three_types_are_widened_exactly() {
     assert_eq!(bits("a"), numbers.map(f32::to_bits));
     assert_eq!(bits("b"), numbers.map(|x| f16::from_f32(x).to_f32().to_bits()));
     assert_eq!(bits("c"), numbers.map(|x| bf16::from_f32(x).to_f32().to_bits()));
+    let read = ["a", "b", "c"].map(bits);
+    source.set_mapped(true).unwrap();
+    assert_eq!(["a", "b", "c"].map(bits), read);
     source.read_f32("d", 0, &mut []).unwrap();
     let mut row = [0.0; 3];
     source.read_f32("a", 3, &mut row).unwrap();
@@ -195,7 +198,7 @@ fn ranges_unknown_names_and_bad_numbers_are_errors_of_the_tensor() {
 fn a_file_that_shrinks_after_opening_is_an_error() {
     let (dir, source) = open_bytes(&checkpoint(&[("w", "F32", &[2], f32s(&[1.0, 2.0]))])).unwrap();
     let path = dir.path().join(SINGLE);
-    let file = File::options().write(true).open(&path).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
     file.set_len(path.metadata().unwrap().len() - 1).unwrap();
     let message = source.read_f32("w", 0, &mut [0.0; 2]).unwrap_err().to_string();
     assert!(message.contains("tensor `w`: ends too early: the file was changed or truncated"), "{message}");

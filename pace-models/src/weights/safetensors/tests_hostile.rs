@@ -342,7 +342,7 @@ fn indices_that_are_wrong() {
             "{label}: {message}"
         );
     }
-    let file = File::create(dir.path().join(INDEX)).unwrap();
+    let file = std::fs::File::create(dir.path().join(INDEX)).unwrap();
     file.set_len((16 << 20) + 1).unwrap();
     let message = SafetensorsSource::open(dir.path()).unwrap_err().to_string();
     assert!(message.contains("index.json: has 16777217 bytes; at most"), "{message}");

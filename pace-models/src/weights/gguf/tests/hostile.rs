@@ -296,7 +296,7 @@ fn a_header_longer_than_any_vocabulary_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
     std::fs::write(&path, [preamble(3, 0, 1), pair("key", 9, &raw_array(0, 1 << 30))].concat()).unwrap();
-    File::options().write(true).open(&path).unwrap().set_len(2 << 30).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(2 << 30).unwrap();
     let message = GgufFile::open(&path).unwrap_err().to_string();
     assert!(message.contains("field `key`: 1073741824 array elements"), "{message}");
     assert!(message.contains("a header may take 134217728 bytes"), "{message}");
