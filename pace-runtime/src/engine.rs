@@ -33,7 +33,8 @@ pub struct EngineConfig {
     pub cpus: Vec<usize>,
     /// How many of `cpus`, the first ones, compute forwards that hold tokens of a prompt; none: all.
     pub prefill_threads: Option<usize>,
-    /// How many of `cpus`, the first ones, compute all other forwards; none: all.
+    /// How many of `cpus`, the first ones, compute all other forwards; none: all. [`on_cores`](Self::on_cores) sets it where
+    /// a CPU quota leaves a part of a CPU to prompts.
     pub decode_threads: Option<usize>,
     /// Whether threads are pinned to their CPU.
     pub pin: bool,
@@ -93,7 +94,7 @@ impl EngineConfig {
             cpus: budget.cpus,
             within: if budget.named { budget.within } else { Vec::new() },
             prefill_threads: None,
-            decode_threads: None,
+            decode_threads: budget.decode_threads,
             numa_memory: NumaMemory::default(),
             memory_nodes: Vec::new(),
             sharing: Sharing::default(),

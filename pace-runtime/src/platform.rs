@@ -23,9 +23,13 @@ pub struct ThreadBudget {
     pub cpus: Vec<usize>,
     /// All CPUs that threads may use, ascending; at least those of `cpus`.
     pub within: Vec<usize>,
+    /// How many of `cpus`, the first ones, steps without tokens of a prompt are for: the quota rounded down, where there is
+    /// a thread more for prompts. None: all.
+    pub decode_threads: Option<usize>,
     /// The NUMA nodes of `cpus`, ascending.
     pub nodes: Vec<usize>,
-    /// There are more threads than usable physical cores or than the CPU quota lets run at once.
+    /// There are more threads than usable physical cores, or than the CPU quota lets run at once although it did not
+    /// decide how many there are.
     pub oversubscribed: bool,
     /// Each thread belongs on its own CPU: somebody named the CPUs, or there is one thread for each core that the
     /// process may use. Else pinning is not safe: two processes that each take a part would both pin to the same
@@ -59,11 +63,15 @@ impl ThreadBudget {
     }
 }
 
+/// From this part of a CPU on, a thread that a quota stops for the rest of the time makes a prompt faster.
+const USEFUL_PART: f64 = 0.25;
+
 /// Chooses the CPUs for a pool.
 ///
 /// `affinity` holds the CPU numbers on which the process may run (empty: unknown, all), `quota` CPUs' worth of time
 /// per wall time. Unless a number of threads is asked for, there is one per physical core of the chosen CPUs, at most
-/// the quota rounded down, at least one. A number is granted whatever the machine has (0 counts as 1): physical cores
+/// the quota rounded down, at least one; a part of a CPU beyond that gets a thread for prompts only, if it is a quarter or
+/// more. A number is granted whatever the machine has (0 counts as 1): physical cores
 /// first, then their SMT siblings, then the same CPUs again. Cores come in the order package, node, L3, so that few
 /// threads are close; CPUs of `GOMP_CPU_AFFINITY` come as they are listed, one thread each.
 ///
@@ -81,22 +89,27 @@ pub fn thread_budget(
     if ordered {
         order = chosen.iter().map(|cpu| cpu.id).collect();
     }
-    // Rounding down: a thread that the quota stops mid-step stops all that wait for it at the next barrier.
-    let by_quota = quota.map_or(usize::MAX, |quota| (quota.floor() as usize).max(1));
+    // A thread that the quota stops mid-step stops all that wait for it at the next barrier. A step that memory bounds loses
+    // by that, one that arithmetic bounds wins: 0.92 and 1.43 with two threads for a quota of 1.5.
+    let whole_quota = quota.map_or(usize::MAX, |quota| (quota.floor() as usize).max(1));
+    let has_part = quota.is_some_and(|quota| quota > 1.0 && quota.fract() >= USEFUL_PART);
+    let by_quota = whole_quota.saturating_add(usize::from(has_part));
     let by_cpus = if ordered { order.len() } else { cores };
     let (threads, threads_source) = request.count().unwrap_or(if by_quota < by_cpus {
         (by_quota, Source::Quota)
     } else {
         (by_cpus, source)
     });
-    let limit = cores.min(by_quota);
-    let whole = threads == cores && threads <= limit;
+    let decode_threads = (request.count().is_none() && threads > whole_quota).then_some(whole_quota);
+    let limit = cores.min(if decode_threads.is_some() { by_quota } else { whole_quota });
+    let whole = threads == cores && threads <= whole_quota;
     let mut within = order.clone();
     within.sort_unstable();
     let cpus: Vec<usize> = order.iter().copied().cycle().take(threads).collect();
     Ok(ThreadBudget {
         nodes: topology.nodes_of(&cpus),
         cpus,
+        decode_threads,
         within,
         oversubscribed: threads > limit,
         pin: !request.no_pin && if named { threads <= order.len() } else { whole },
@@ -291,14 +304,28 @@ mod tests {
     }
 
     #[test]
-    fn quota_is_rounded_down_but_never_to_zero() {
+    fn quota_is_rounded_down_for_answers_but_never_to_zero() {
         let topology = read(&EPYC, &[]);
-        for (quota, threads) in [(0.5, 1), (1.5, 1), (2.0, 2), (3.99, 3), (1e9, 16)] {
+        let cases = [
+            (0.5, 1, None),
+            (1.0, 1, None),
+            (1.5, 2, Some(1)),
+            (2.0, 2, None),
+            (3.1, 3, None),
+            (3.99, 4, Some(3)),
+            (15.5, 16, Some(15)),
+            (16.5, 16, None),
+            (1e9, 16, None),
+        ];
+        for (quota, threads, decode_threads) in cases {
             let budget = plain(&topology, &all(64), Some(quota), None);
-            assert_eq!(budget.cpus.len(), threads, "{quota}");
+            assert_eq!((budget.cpus.len(), budget.decode_threads), (threads, decode_threads), "{quota}");
             assert!(!budget.oversubscribed);
             assert!(budget.reason.contains("quota"), "{}", budget.reason);
         }
+        let two = plain(&Topology::flat(&[4, 5]), &[], Some(1.5), None);
+        assert_eq!((two.cpus, two.decode_threads, two.pin), (vec![4, 5], Some(1), false));
+        assert_eq!(plain(&topology, &all(64), Some(1.5), Some(2)).decode_threads, None);
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl EngineArgs {
         };
         let mut config = EngineConfig::on_cores(dtype, &self.platform.cores(env))?;
         config.prefill_threads = self.platform.prefill_threads.map(usize::from);
-        config.decode_threads = self.platform.decode_threads.map(usize::from);
+        config.decode_threads = self.platform.decode_threads.map(usize::from).or(config.decode_threads);
         for (flag, asked) in [("prefill", config.prefill_threads), ("decode", config.decode_threads)] {
             if let Some(asked) = asked.filter(|&asked| asked > config.cpus.len()) {
                 tracing::warn!("--{flag}-threads {asked}: there are {} threads in all", config.cpus.len());

@@ -8,6 +8,7 @@ use pace_runtime::EngineConfig;
 use pace_runtime::config::{self, Env};
 use pace_runtime::doctor::{Report, Status, examine};
 use pace_runtime::platform::ThreadBudget;
+use pace_runtime::platform::cores::Source;
 use pace_runtime::platform::topology::format_cpu_list;
 use serde_json::{Value, json};
 
@@ -61,7 +62,7 @@ pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
 /// Every setting that has a say in speed, with what decided it.
 fn settings(env: &Env, args: &EngineArgs, config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
     [
-        thread_settings(config, budget),
+        thread_settings(args, config, budget),
         memory_settings(args, config),
         kv_settings(args, config),
         operator_settings(env, args, config),
@@ -70,17 +71,21 @@ fn settings(env: &Env, args: &EngineArgs, config: &EngineConfig, budget: &Thread
     .concat()
 }
 
-fn thread_settings(config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
-    let part = |name, flag, threads: Option<usize>| {
-        let all = budget.cpus.len();
-        setting(name, threads.unwrap_or(all).min(all), given(threads.is_some(), flag))
+fn thread_settings(args: &EngineArgs, config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
+    let all = budget.cpus.len();
+    let threads = |asked: Option<usize>| asked.unwrap_or(all).min(all);
+    let decode_source = match (args.platform.decode_threads, budget.decode_threads) {
+        (Some(_), _) => Source::Flag("--decode-threads"),
+        (None, Some(_)) => Source::Quota,
+        (None, None) => Source::Default,
     };
+    let prefill_source = given(args.platform.prefill_threads.is_some(), "--prefill-threads");
     vec![
         setting("threads", budget.cpus.len(), budget.threads_source),
         setting("cpus", format_cpu_list(&budget.cpus), budget.cpus_source),
         setting("pin", budget.pin, budget.pin_source),
-        part("prefill_threads", "--prefill-threads", config.prefill_threads),
-        part("decode_threads", "--decode-threads", config.decode_threads),
+        setting("prefill_threads", threads(config.prefill_threads), prefill_source),
+        setting("decode_threads", threads(config.decode_threads), decode_source),
     ]
 }
 

@@ -131,8 +131,8 @@ fn quota(facts: &Facts<'_>) -> Check {
             warn("cpu_quota", format!("{quota:.2} CPUs"), advice)
         }
         Some(quota) if quota.fract() > 0.01 => {
-            let advice =
-                format!("the part above {} is not used: give the control group whole CPUs", quota.floor());
+            let whole = quota.floor();
+            let advice = format!("answers leave the part above {whole} unused: give the control group whole CPUs");
             warn("cpu_quota", format!("{quota:.2} CPUs"), advice)
         }
         Some(quota) => ok("cpu_quota", format!("{quota:.2} CPUs")),
