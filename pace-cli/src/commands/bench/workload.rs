@@ -187,7 +187,7 @@ const fn unit(format: WeightFormat) -> Unit {
     match format {
         WeightFormat::F32 | WeightFormat::F16 => Unit::F32,
         WeightFormat::Bf16 => Unit::Bf16,
-        WeightFormat::Int8 | WeightFormat::Int8Group(_) => Unit::Int8,
+        _ => Unit::Int8,
     }
 }
 
