@@ -6,6 +6,7 @@ mod kv;
 mod models;
 mod operators;
 mod platform;
+mod quant;
 mod sampling;
 mod throughput;
 mod tokens;
@@ -22,6 +23,7 @@ pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, Plan
 pub(crate) use self::platform::{
     Allocator, DoctorArgs, EnvArgs, HugePageChoice, LaunchArgs, NumaChoice, PlatformArgs,
 };
+pub(crate) use self::quant::QuantArgs;
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
@@ -187,6 +189,7 @@ pub(crate) struct ScoreTextArgs {
 #[command(after_help = "Examples:
   pace-cli info
   pace-cli info ./SmolLM2 --format json
+  pace-cli info random:llama-8b --quant int4:64
   pace-cli info random:llama-8b --dtype f32 --op mlp=native")]
 pub(crate) struct InfoArgs {
     /// The model: a directory, a .gguf file, random:NAME, or a name that `pull` takes [default: smollm2-135m].
@@ -198,6 +201,8 @@ pub(crate) struct InfoArgs {
     /// The threads to choose backends for [default: one a core, within affinity mask and CPU quota].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) quant: QuantArgs,
     #[command(flatten)]
     pub(crate) operators: OperatorArgs,
     /// How the result is written.

@@ -212,6 +212,12 @@ impl OpDType {
 }
 
 impl OpDType {
+    /// The type of a feed-forward layer whose matrices may differ in format: one that has no more backends than either.
+    pub fn of_mlp(up: WeightFormat, down: WeightFormat) -> Self {
+        let (up, down) = (Self::from(up), Self::from(down));
+        if up == down { up } else { Self::Int4 }
+    }
+
     /// Whether weights are integers.
     pub const fn is_quantised(self) -> bool {
         matches!(self, Self::Int8 | Self::Int4)
@@ -239,9 +245,10 @@ impl From<WeightFormat> for OpDType {
             WeightFormat::F32 | WeightFormat::F16 => Self::F32,
             WeightFormat::Bf16 => Self::Bf16,
             WeightFormat::Int8 | WeightFormat::Int8Group(_) => Self::Int8,
-            WeightFormat::Int8Min(_) | WeightFormat::Int4(_) | WeightFormat::Int4Min(_) | WeightFormat::Mxfp4 => {
-                Self::Int4
-            }
+            WeightFormat::Int8Min(_)
+            | WeightFormat::Int4(_)
+            | WeightFormat::Int4Min(_)
+            | WeightFormat::Mxfp4 => Self::Int4,
         }
     }
 }

@@ -23,16 +23,20 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
     let engine = EngineArgs {
         dtype: args.dtype,
         platform: PlatformArgs { threads: args.threads, ..PlatformArgs::default() },
+        quant: args.quant.clone(),
         operators: args.operators.clone(),
         ..EngineArgs::default()
     };
     let config = engine.config(env)?;
     let files = open(env, args.model.as_deref())?;
-    let selection = config.choose(files.spec())?;
+    let selection = config.choose(&files)?;
     let (chosen, bit_equal) = (selection.chosen(), selection.is_bit_equal());
     match args.format {
         Format::Json => {
             let mut out = to_json(&files);
+            let packed = files.packed_formats(&config.load);
+            out["packed"] = operators::formats_json(&packed, files.spec());
+            out["memory"]["weights_bytes"] = json!(packed.bytes(files.spec()));
             out["operators"] = operators::to_json(chosen);
             out["chosen_by"] = operators::chosen_by(chosen);
             out["bit_equal"] = json!(bit_equal);
@@ -41,6 +45,14 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
         Format::Text => {
             let mut out = to_text(&files);
             let bits = operators::expected_bits(chosen, bit_equal);
+            let packed = files.packed_formats(&config.load);
+            let _ = writeln!(
+                out,
+                "{:<15}{}, {} in all",
+                "packed as",
+                operators::formats_text(&packed, files.spec()),
+                bytes(packed.bytes(files.spec()))
+            );
             let _ = writeln!(out, "{:<15}{}", "operators", operators::to_text(chosen));
             let _ =
                 writeln!(out, "{:<15}{}\n{:<15}{bits}", "chosen by", operators::chosen_by_text(chosen), "");

@@ -140,7 +140,8 @@ fn symmetric(x: &[f32], weights: &[f32], search: bool, codes: &mut [u8]) -> f32 
 /// Codes 0 to `top`; returns the scale and the minimum, which are f16 for 4 bits.
 fn with_min(x: &[f32], weights: &[f32], search: bool, top: f32, codes: &mut [u8]) -> (f32, f32) {
     let round = |x: f32| if top > 15.0 { x } else { half(x) };
-    let (low, high) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)));
+    let (low, high) =
+        x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)));
     if !x.iter().all(|x| x.is_finite()) {
         codes.fill(0);
         return (f32::NAN, f32::NAN);
@@ -190,7 +191,8 @@ fn least_squares(x: &[f32], weights: &[f32], code: impl Fn(f32) -> f32) -> Optio
 /// E2M1 codes; returns the power of two, as the MX specification finds it: the largest magnitude's own exponent less that of
 /// the largest code.
 fn mxfp4(x: &[f32], codes: &mut [u8]) -> f32 {
-    let largest = x.iter().fold(0.0f32, |largest, x| if x.is_nan() { f32::NAN } else { largest.max(x.abs()) });
+    let largest =
+        x.iter().fold(0.0f32, |largest, x| if x.is_nan() { f32::NAN } else { largest.max(x.abs()) });
     if !largest.is_finite() {
         codes.fill(0);
         return largest;
