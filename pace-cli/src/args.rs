@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and its help.
 
 mod bench;
+mod compare;
 mod engine;
 mod kv;
 mod models;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::bench::{BenchArgs, BenchFormat, spell_out};
+pub(crate) use self::compare::CompareArgs;
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
 pub(crate) use self::kv::{KindChoice, KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
@@ -41,6 +43,7 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     Chat(ChatArgs),
     Score(ScoreArgs),
+    Compare(CompareArgs),
     Tokenize(TokenizeArgs),
     Detokenize(DetokenizeArgs),
     Info(InfoArgs),

@@ -22,7 +22,7 @@ use crate::platform::numa::NumaMemory;
 use crate::platform::topology::Topology;
 use crate::platform::{ThreadBudget, affinity, topology};
 use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
-use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, Scoring, Task, check_memory};
+use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, ReadLogits, Scoring, Task, check_memory};
 use crate::tokenizer::Tokenizer;
 use crate::{ModelFiles, RuntimeError};
 
@@ -385,11 +385,33 @@ impl EngineHandle {
     /// # Errors
     /// As [`Self::submit`].
     pub fn score(&self, request: ScoreRequest) -> Result<ScoreStream, RuntimeError> {
+        self.queue_score(request, None)
+    }
+
+    /// As [`score`](Self::score), and `read` gets every row of logits that is computed for it: a position of the text, from
+    /// the one before [`ScoreRequest::from`] to the last, and the `[vocab]` logits of the token after it. It is called on
+    /// the engine's thread, which waits for it, and is dropped before the stream's end.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn score_with(
+        &self,
+        request: ScoreRequest,
+        read: impl FnMut(usize, &[f32]) + Send + 'static,
+    ) -> Result<ScoreStream, RuntimeError> {
+        self.queue_score(request, Some(Box::new(read)))
+    }
+
+    fn queue_score(
+        &self,
+        request: ScoreRequest,
+        read: Option<ReadLogits>,
+    ) -> Result<ScoreStream, RuntimeError> {
         request.check(self.spec())?;
         self.kv_cache().check(self.spec().max_positions)?;
         let (updates_tx, updates) = channel();
         let n = request.tokens.len();
-        let scoring = Scoring::new(&request, updates_tx);
+        let scoring = Scoring::new(&request, read, updates_tx);
         let cancelled = Arc::new(AtomicBool::new(false));
         let task = Task::new(request.tokens, n, Arc::clone(&cancelled), Goal::Score(scoring));
         self.enqueue(task)?;

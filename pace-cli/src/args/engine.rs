@@ -155,12 +155,12 @@ fn byte_size(text: &str) -> Result<u64> {
 }
 
 /// `--op-config`, checked.
-fn operator_json(json: &str) -> Result<String, ConfigError> {
+pub(super) fn operator_json(json: &str) -> Result<String, ConfigError> {
     OperatorConfig::from_json(json).map(|_| json.to_owned())
 }
 
 /// `--op`, checked.
-fn operator_entry(entry: &str) -> Result<(String, String)> {
+pub(super) fn operator_entry(entry: &str) -> Result<(String, String)> {
     let Some((key, backend)) = entry.split_once('=') else {
         anyhow::bail!("an operator and its backend are needed, such as mlp=native");
     };

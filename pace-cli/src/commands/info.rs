@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use pace_kernels::{DType, WeightFormat};
 use pace_models::{DecoderSpec, RopeScaling};
-use pace_runtime::ModelFiles;
 use pace_runtime::config::Env;
 use pace_runtime::kv_cache::{KvCacheKind, KvConfig, KvShape};
+use pace_runtime::{FormatShare, ModelFiles};
 use serde_json::{Value, json};
 
 use crate::args::{EngineArgs, Format, InfoArgs, PlatformArgs};
@@ -67,11 +67,6 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
 
 pub(crate) fn to_json(files: &ModelFiles) -> Value {
     let spec = files.spec();
-    let formats: Vec<_> = files
-        .formats()
-        .into_iter()
-        .map(|f| json!({"format": f.format, "tensors": f.tensors, "weights": f.weights}))
-        .collect();
     json!({
         "model": files.name(),
         "architecture": files.architecture().name(),
@@ -89,7 +84,7 @@ pub(crate) fn to_json(files: &ModelFiles) -> Value {
         "biases": {"qkv": spec.qkv_bias, "out": spec.out_bias, "mlp": spec.mlp_bias},
         "tied_embeddings": spec.tied_embeddings,
         "rope": {"theta": spec.rope.theta, "scaling": rope(spec)},
-        "formats": formats,
+        "formats": formats(files),
         "memory": {
             "weights_f32_bytes": spec.weight_bytes(WeightFormat::F32),
             "weights_bf16_bytes": spec.weight_bytes(WEIGHTS),
@@ -104,6 +99,12 @@ pub(crate) fn to_json(files: &ModelFiles) -> Value {
         })),
         "chat_template": files.chat_template().is_some(),
     })
+}
+
+/// How the weights are stored: `[{format, tensors, weights}]`.
+pub(crate) fn formats(files: &ModelFiles) -> Value {
+    let share = |f: FormatShare| json!({"format": f.format, "tensors": f.tensors, "weights": f.weights});
+    files.formats().into_iter().map(share).collect()
 }
 
 pub(crate) fn to_text(files: &ModelFiles) -> String {
