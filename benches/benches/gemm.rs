@@ -28,7 +28,7 @@ const fn tolerance(format: WeightFormat) -> f64 {
     match format {
         WeightFormat::F32 | WeightFormat::F16 => 1e-5,
         WeightFormat::Bf16 => 1e-2,
-        WeightFormat::Int8 | WeightFormat::Int8Group(_) => 3e-2,
+        _ => 3e-2,
     }
 }
 

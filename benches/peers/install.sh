@@ -50,7 +50,7 @@ install_llama_cpp() {
     mkdir -p "$root"
     if ! ls "$root"/*.tar.gz >/dev/null 2>&1; then
         say "llama.cpp: source"
-        "$dir/tools/bin/pip" download --quiet --no-deps --no-binary :all: --dest "$root" \
+        "$dir/tools/bin/pip" download --quiet --no-deps --no-binary llama-cpp-python --dest "$root" \
             "llama-cpp-python==$LLAMA_CPP_PYTHON"
     fi
     tar xzf "$root"/*.tar.gz -C "$root" --strip-components=2 --wildcards '*/vendor/llama.cpp/*'

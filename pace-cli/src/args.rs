@@ -1,11 +1,13 @@
 //! The command line: what can be typed, and its help.
 
 mod bench;
+mod compare;
 mod engine;
 mod kv;
 mod models;
 mod operators;
 mod platform;
+mod quant;
 mod sampling;
 mod throughput;
 mod tokens;
@@ -15,6 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::bench::{BenchArgs, BenchFormat, spell_out};
+pub(crate) use self::compare::CompareArgs;
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
 pub(crate) use self::kv::{KindChoice, KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
@@ -22,6 +25,7 @@ pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, Plan
 pub(crate) use self::platform::{
     Allocator, DoctorArgs, EnvArgs, HugePageChoice, LaunchArgs, NumaChoice, PlatformArgs,
 };
+pub(crate) use self::quant::QuantArgs;
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
@@ -39,6 +43,7 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     Chat(ChatArgs),
     Score(ScoreArgs),
+    Compare(CompareArgs),
     Tokenize(TokenizeArgs),
     Detokenize(DetokenizeArgs),
     Info(InfoArgs),
@@ -187,6 +192,7 @@ pub(crate) struct ScoreTextArgs {
 #[command(after_help = "Examples:
   pace-cli info
   pace-cli info ./SmolLM2 --format json
+  pace-cli info random:llama-8b --quant int4:64
   pace-cli info random:llama-8b --dtype f32 --op mlp=native")]
 pub(crate) struct InfoArgs {
     /// The model: a directory, a .gguf file, random:NAME, or a name that `pull` takes [default: smollm2-135m].
@@ -198,6 +204,8 @@ pub(crate) struct InfoArgs {
     /// The threads to choose backends for [default: one a core, within affinity mask and CPU quota].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) quant: QuantArgs,
     #[command(flatten)]
     pub(crate) operators: OperatorArgs,
     /// How the result is written.

@@ -1,8 +1,12 @@
 //! What operators are computed with, as every command says it.
 
+use pace_kernels::WeightFormat;
+use pace_models::{DecoderSpec, ModelFormats, QuantLoss};
 use pace_ops::{Choice, Chosen, Demotion, MClass, Operator};
 use pace_runtime::EngineInfo;
 use serde_json::{Value, json};
+
+use crate::output::count;
 
 /// `{operator: backend}`; what shapes of one operator differ in is separated by commas.
 pub(crate) fn to_json(chosen: &[Chosen]) -> Value {
@@ -77,6 +81,8 @@ pub(crate) fn summary(info: &EngineInfo) -> Vec<String> {
     lines.extend(meaning(&info.operators).map(str::to_owned));
     let demoted = info.demotions.iter();
     lines.extend(demoted.map(|d| format!("{} is left to the reference: {}", d.shape, d.reason)));
+    lines.push(format!("weights packed as {}", formats_text(&info.formats, &info.spec)));
+    lines.extend(losses_text(&info.losses));
     lines
 }
 
@@ -106,6 +112,32 @@ fn by_operator(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> Vec<(Oper
         }
     }
     all
+}
+
+/// The formats of the packed matrices and how many weights are in each.
+pub(crate) fn formats_json(formats: &ModelFormats, spec: &DecoderSpec) -> Value {
+    let share =
+        |(format, weights): (WeightFormat, usize)| json!({"format": format.to_string(), "weights": weights});
+    formats.shares(spec).into_iter().map(share).collect()
+}
+
+/// The same in a line.
+pub(crate) fn formats_text(formats: &ModelFormats, spec: &DecoderSpec) -> String {
+    let share = |(format, weights): (WeightFormat, usize)| format!("{format} ({} weights)", count(weights));
+    formats.shares(spec).into_iter().map(share).collect::<Vec<_>>().join(", ")
+}
+
+/// What weights lost when they became integers, by format; empty where nothing did.
+pub(crate) fn losses_json(losses: &[QuantLoss]) -> Value {
+    let loss = |l: &QuantLoss| json!({"format": l.format.to_string(), "weights": l.weights, "relative_rms": l.relative_rms});
+    losses.iter().map(loss).collect()
+}
+
+/// The same as lines of a log.
+pub(crate) fn losses_text(losses: &[QuantLoss]) -> impl Iterator<Item = String> {
+    losses.iter().map(|l| {
+        format!("{} weights in {}: relative error {:.2e}", count(l.weights), l.format, l.relative_rms)
+    })
 }
 
 #[cfg(test)]

@@ -172,6 +172,14 @@ struct Task<'t> {
     ends: Ends<'t>,
 }
 
+/// A block of steps of a panel, as tiles read it.
+#[derive(Clone, Copy)]
+struct Block<'t> {
+    steps: &'t [u8],
+    /// From the block's first group on; all of them for formats without groups.
+    scales: &'t [f32],
+}
+
 impl Product<'_> {
     fn run(&self, cx: &GemmCx<'_>, ends: &Ends<'_>) {
         let mut slots = cx.scratch.take(cx.par.threads() * self.slot_len());
@@ -186,21 +194,29 @@ impl Product<'_> {
         });
     }
 
-    /// f32 elements that a task needs: sums, and for f16 a widened block of the panel.
+    /// f32 elements that a task needs: sums, and for weights that are unpacked a block of the panel with its scales.
     fn slot_len(&self) -> usize {
-        (self.blocking.live_rows() + self.widened_steps()) * self.panels.width
+        (self.blocking.live_rows() + self.unpacked_steps()) * self.panels.width + self.unpacked_scales()
     }
 
-    fn widened_steps(&self) -> usize {
-        if self.panels.format == WeightFormat::F16 { self.blocking.live_steps() } else { 0 }
+    fn unpacked_steps(&self) -> usize {
+        let unpacked = self.panels.format == WeightFormat::F16 || self.panels.format.is_4_bit();
+        if unpacked { self.blocking.live_steps() } else { 0 }
+    }
+
+    fn unpacked_scales(&self) -> usize {
+        if !self.panels.format.is_4_bit() {
+            return 0;
+        }
+        (self.blocking.live_steps() * 4).div_ceil(self.panels.group()) * self.panels.group_scales()
     }
 
     /// Computes a task. Its sums are in the slot from their start to their end.
     fn task(&self, mut task: Task<'_>, slot: &mut [f32]) {
         let width = self.panels.width;
-        let (sums, widened) = slot.split_at_mut(self.blocking.live_rows() * width);
+        let (sums, unpacked) = slot.split_at_mut(self.blocking.live_rows() * width);
         for steps in self.blocking.step_blocks() {
-            let block = self.block(task.weights, &steps, widened);
+            let block = self.block(task.weights, task.scales, &steps, unpacked);
             for tile in self.blocking.row_tiles(task.rows.len()) {
                 // Without blocks of steps, one tile's sums are alive at a time.
                 let at = if self.panels.steps() > steps.len() { tile.start } else { 0 };
@@ -215,7 +231,7 @@ impl Product<'_> {
         &self,
         task: &mut Task<'_>,
         steps: &Range<usize>,
-        block: &[u8],
+        block: Block<'_>,
         tile: &Range<usize>,
         sums: &mut [f32],
     ) {
@@ -239,16 +255,33 @@ impl Product<'_> {
         }
     }
 
-    /// The panel at a block of steps, widened if need be.
-    fn block<'s>(&self, weights: &'s [u8], steps: &Range<usize>, widened: &'s mut [f32]) -> &'s [u8] {
-        let step_bytes = self.panels.width * self.panels.format.step_bytes();
-        let block = &weights[steps.start * step_bytes..steps.end * step_bytes];
-        if self.panels.format != WeightFormat::F16 || block.is_empty() {
-            return block;
+    /// The panel at a block of steps, unpacked if need be, and the scales of its groups.
+    fn block<'s>(
+        &self,
+        weights: &'s [u8],
+        scales: &'s [f32],
+        steps: &Range<usize>,
+        unpacked: &'s mut [f32],
+    ) -> Block<'s> {
+        let stored = &weights[self.panels.stored(steps)];
+        let format = self.panels.format;
+        let (wide, wide_scales) = unpacked.split_at_mut(self.unpacked_steps() * self.panels.width);
+        if format == WeightFormat::F16 && !stored.is_empty() {
+            let wide = &mut wide[..steps.len() * self.panels.width];
+            self.kernels.widen_f16(bytemuck::cast_slice(stored), wide);
+            return Block { steps: bytemuck::cast_slice(wide), scales };
         }
-        let widened = &mut widened[..steps.len() * self.panels.width];
-        self.kernels.widen_f16(bytemuck::cast_slice(block), widened);
-        bytemuck::cast_slice(widened)
+        if format.is_4_bit() {
+            let wide = bytemuck::cast_slice_mut(&mut wide[..steps.len() * self.panels.width]);
+            self.panels.unpack_records(&self.kernels, stored, wide, wide_scales);
+            return Block { steps: wide, scales: wide_scales };
+        }
+        let scales = if format.group().is_some() {
+            &scales[steps.start * 4 / self.panels.group() * self.panels.group_scales()..]
+        } else {
+            scales
+        };
+        Block { steps: stored, scales }
     }
 
     /// The tile that adds the products of a block of steps to the sums of some rows of a task; none if
@@ -258,16 +291,16 @@ impl Product<'_> {
         &self,
         task: &Task<'_>,
         steps: &Range<usize>,
-        block: &[u8],
+        block: Block<'_>,
         tile: &Range<usize>,
         sums: &mut [f32],
     ) -> Option<TileArgs> {
         let (width, count, first) = (self.panels.width, tile.len(), task.rows.start + tile.start);
         assert!(count <= self.kernels.table().tile_rows(self.form.kind), "a tile of {count} rows");
         assert!(
-            block.len() == steps.len() * width * 4 && sums.len() == count * width,
+            block.steps.len() == steps.len() * width * 4 && sums.len() == count * width,
             "a tile of {count} rows over {} bytes of weights with {} sums",
-            block.len(),
+            block.steps.len(),
             sums.len()
         );
         if steps.is_empty() {
@@ -275,21 +308,22 @@ impl Product<'_> {
         }
         let (mut t, int8) = (self.empty_tile(steps), self.form.kind == TileKind::Int8);
         t.a = self.input.row(first, steps.start);
-        t.w = block.as_ptr();
+        t.w = block.steps.as_ptr();
         t.sums = sums.as_mut_ptr();
         t.resume = steps.start > 0 || task.ends.resumes();
         t.rows = count;
         if int8 {
             let group = 4 * steps.start / self.form.group;
             (t.a_scales, t.a_offsets) = self.input.scale(first, group);
-            if let WeightFormat::Int8Group(_) = self.panels.format {
-                t.w_scales = task.scales[group * width..].as_ptr();
+            if let Some(weight_group) = self.panels.format.group() {
+                let groups = (4 * steps.len()).div_ceil(weight_group);
+                t.w_scales = block.scales[..groups * t.w_stride].as_ptr();
             }
         }
         let (share, lines) = self.prefetch(steps, task.rows.len());
         // After the last block comes the first one of the next panel.
         let next = if steps.end < self.panels.steps() {
-            t.w.wrapping_add(block.len())
+            t.w.wrapping_add(block.steps.len())
         } else {
             task.weights.as_ptr().wrapping_add(self.w.panel_stride())
         };
@@ -300,9 +334,9 @@ impl Product<'_> {
     }
 
     /// Bytes of the next block of steps that a tile prefetches, and lines of them for each round: the tiles
-    /// share it. F16 blocks are copied before use, which reads ahead.
+    /// share it. Blocks that are unpacked are copied before use, which reads ahead.
     fn prefetch(&self, steps: &Range<usize>, block_rows: usize) -> (usize, usize) {
-        if !self.blocking.prefetch || self.panels.format == WeightFormat::F16 {
+        if !self.blocking.prefetch || self.unpacked_steps() > 0 {
             return (0, 0);
         }
         let tiles = block_rows.div_ceil(MAX_ROWS);
@@ -329,6 +363,9 @@ impl Product<'_> {
             a_groups: self.input.stride / size_of::<f32>(),
             group_steps: self.form.group / 4,
             w_scales: std::ptr::null(),
+            w_stride: self.panels.group_scales(),
+            w_shift: self.form.weight_shift(&self.panels),
+            has_min: self.panels.format.has_min(),
         }
     }
 

@@ -60,5 +60,6 @@ pub use crate::scratch::{Scratch, ScratchBuf};
 pub use crate::table::Kernels;
 pub use crate::view::{ActBuf, ActMut, ActRef, MatMut, MatRef};
 pub use crate::weights::{
-    PackError, PackSpec, PackedWeights, UnknownWeightFormat, WeightFormat, WeightLayout, WeightSlice,
+    CodeRows, PackError, PackSpec, PackedWeights, Rounding, UnknownWeightFormat, WeightFormat, WeightLayout,
+    WeightSlice,
 };

@@ -1,15 +1,20 @@
 //! Weight matrices, packed once at load.
 
+mod codes;
 mod format;
+pub(crate) mod four_bits;
 mod panels;
+mod quantize;
 mod slice;
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 
+pub use self::codes::CodeRows;
 pub use self::format::{PackSpec, UnknownWeightFormat, WeightFormat, WeightLayout};
 pub(crate) use self::panels::Panels;
+pub use self::quantize::Rounding;
 pub use self::slice::WeightSlice;
 use crate::par::FirstError;
 use crate::{Arena, Buffer, Element, Kernels, MatMut, MatRef, OutOfMemory, Par, Placement};
@@ -55,7 +60,7 @@ impl PackedWeights {
     /// started are left out.
     ///
     /// # Panics
-    /// If the spec does not exist: int8 in rows, groups or panel widths that are not listed, or a
+    /// If the spec does not exist: integers in rows, groups or panel widths that are not listed, or a
     /// paired matrix with an odd number of rows.
     pub fn pack<E: Send, F>(
         spec: impl Into<PackSpec>,
@@ -105,6 +110,35 @@ impl PackedWeights {
     where
         F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     {
+        let mut packed = Self::allocate(spec, n, k, memory)?;
+        if filled || packed.data.is_empty() {
+            return Ok(packed);
+        }
+        match (packed.panels(), spec.format) {
+            (Some(panels), _) => {
+                let kernels = Kernels::detect();
+                let scratch = product(&[panels.width.min(n), k])?;
+                packed.pack_panels(&panels, par, scratch, |column, rows, wide, steps, scales| {
+                    let wide = &mut wide[..rows.len() * k];
+                    fill(rows, wide)?;
+                    panels.store(&kernels, column, wide, steps, scales);
+                    Ok(())
+                })?;
+            }
+            (None, WeightFormat::F16) => pack_rows(packed.data.as_mut_slice::<f16>(), n, k, par, &fill)?,
+            (None, WeightFormat::Bf16) => pack_rows(packed.data.as_mut_slice::<bf16>(), n, k, par, &fill)?,
+            (None, _) => pack_rows(packed.data.as_mut_slice::<f32>(), n, k, par, &fill)?,
+        }
+        Ok(packed)
+    }
+
+    /// Memory for a matrix, without its weights.
+    fn allocate(
+        spec: PackSpec,
+        n: usize,
+        k: usize,
+        memory: impl Fn(usize) -> Result<Buffer, OutOfMemory>,
+    ) -> Result<Self, OutOfMemory> {
         check_spec(spec, n);
         let mut packed = Self { n, k, spec, data: Buffer::zeroed(0, Placement::default())? };
         if n == 0 || k == 0 {
@@ -115,16 +149,35 @@ impl PackedWeights {
             None => product(&[n, k, spec.format.step_bytes() / spec.format.step_inputs()])?,
         };
         packed.data = memory(bytes)?;
-        if filled {
-            return Ok(packed);
-        }
-        match (packed.panels(), spec.format) {
-            (Some(panels), _) => pack_panels(packed.data.as_mut_slice(), &panels, par, &fill)?,
-            (None, WeightFormat::F16) => pack_rows(packed.data.as_mut_slice::<f16>(), n, k, par, &fill)?,
-            (None, WeightFormat::Bf16) => pack_rows(packed.data.as_mut_slice::<bf16>(), n, k, par, &fill)?,
-            (None, _) => pack_rows(packed.data.as_mut_slice::<f32>(), n, k, par, &fill)?,
-        }
         Ok(packed)
+    }
+
+    /// Fills panel by panel. `store(column, rows, scratch, steps, scales)` stores consecutive rows as the columns from
+    /// `column` on of a panel; `scratch` is `scratch` f32 numbers of its thread. Panels are handed out as `gemm` hands them
+    /// out, so that a thread first touches what it will read.
+    fn pack_panels<E: Send>(
+        &mut self,
+        panels: &Panels,
+        par: &Par<'_>,
+        scratch: usize,
+        store: impl Fn(usize, Range<usize>, &mut [f32], &mut [u8], &mut [f32]) -> Result<(), E> + Sync,
+    ) -> Result<(), PackError<E>> {
+        let out = self.data.as_mut_slice::<f32>();
+        let bytes = product(&[scratch, size_of::<f32>(), par.threads()])?;
+        let mut scratch = Buffer::zeroed(bytes, Placement::default())?;
+        let cuts: Vec<usize> = (0..=panels.count()).collect();
+        let words = out.len() / panels.count();
+        let weights = words - panels.scales();
+        let first = FirstError::new();
+        let out = MatMut::new(out, panels.count(), words);
+        par.grid(out, &cuts, words, scratch.as_mut_slice(), |scratch, panel, _, mut record| {
+            first.unless_failed(|| {
+                let (steps, scales) = record.row_mut(0).split_at_mut(weights);
+                let steps = bytemuck::cast_slice_mut(steps);
+                panels.rows(panel).try_for_each(|(column, rows)| store(column, rows, scratch, steps, scales))
+            });
+        });
+        first.into_result().map_err(PackError::Fill)
     }
 
     /// Outputs, the rows of the matrix.
@@ -271,16 +324,14 @@ impl PackedWeights {
 }
 
 fn check_spec(spec: PackSpec, n: usize) {
-    match spec.format {
-        WeightFormat::Int8Group(group) => {
-            assert!(matches!(group, 32 | 64 | 128 | 256), "groups of 32, 64, 128 or 256 inputs, not {group}");
-        }
-        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 | WeightFormat::Int8 => {}
-    }
+    assert!(
+        spec.format.is_known(),
+        "{}: int8 has groups of 16 to 256 inputs, int4 of 32 to 128",
+        spec.format
+    );
     match spec.layout {
         WeightLayout::Rows => {
-            let int8 = matches!(spec.format, WeightFormat::Int8 | WeightFormat::Int8Group(_));
-            assert!(!int8, "{} weights are packed in panels", spec.format);
+            assert!(!spec.format.is_quantised(), "{} weights are packed in panels", spec.format);
         }
         WeightLayout::Panels { width, paired } => {
             assert!(matches!(width, 32 | 64), "panels of 32 or 64 outputs, not {width}");
@@ -294,40 +345,6 @@ fn panel_bytes(panels: &Panels) -> Result<usize, OutOfMemory> {
     let weights = panels.bytes().ok_or(OutOfMemory { bytes: usize::MAX })?;
     let scales = product(&[panels.scales(), size_of::<f32>()])?;
     weights.checked_add(scales).ok_or(OutOfMemory { bytes: usize::MAX })
-}
-
-/// Fills and packs panel by panel. Panels are handed out as `gemm` hands them out, so that a thread
-/// first touches what it will read.
-fn pack_panels<E: Send, F>(
-    out: &mut [f32],
-    panels: &Panels,
-    par: &Par<'_>,
-    fill: &F,
-) -> Result<(), PackError<E>>
-where
-    F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
-{
-    let k = panels.k;
-    let rows = panels.width.min(panels.n);
-    let mut wide =
-        Buffer::zeroed(product(&[rows, k, size_of::<f32>(), par.threads()])?, Placement::default())?;
-    let cuts: Vec<usize> = (0..=panels.count()).collect();
-    let words = out.len() / panels.count();
-    let weights = words - panels.scales();
-    let (first, kernels) = (FirstError::new(), Kernels::detect());
-    let out = MatMut::new(out, panels.count(), words);
-    par.grid(out, &cuts, words, wide.as_mut_slice(), |wide, panel, _, mut record| {
-        first.unless_failed(|| {
-            let (steps, scales) = record.row_mut(0).split_at_mut(weights);
-            for (column, rows) in panels.rows(panel) {
-                let wide = &mut wide[..rows.len() * k];
-                fill(rows, wide)?;
-                panels.store(&kernels, column, wide, bytemuck::cast_slice_mut(steps), scales);
-            }
-            Ok(())
-        });
-    });
-    first.into_result().map_err(PackError::Fill)
 }
 
 /// Fills `out` panel by panel. f32 panels are filled in place, others by way of f32 scratch.

@@ -14,9 +14,9 @@ use crate::batch::{Sequence, Workspace};
 use crate::layer::{Layer, load_norm};
 use crate::rope::RopeFrequencies;
 use crate::self_attention::attention_shape;
-use crate::tensor_loader::{LoadOptions, TensorLoader};
+use crate::tensor_loader::{LoadOptions, Losses, TensorLoader};
 use crate::weights::WeightSource;
-use crate::{DecoderSpec, Model, ModelError, WeightMemory};
+use crate::{DecoderSpec, Model, ModelError, ModelFormats, WeightMemory};
 
 /// A pre-norm decoder-only transformer.
 pub struct Decoder {
@@ -52,14 +52,26 @@ impl Decoder {
     ) -> Result<Self, ModelError> {
         arch.validate_shapes(source, spec)?;
         let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
-        let (activations, bytes) = (options.activations, spec.weight_bytes(options.weights));
+        let formats = ModelFormats::new(source, arch, spec, &options);
+        let (activations, bytes) = (options.activations, formats.bytes(spec));
         let arena = match &options.shared {
             Some(memory) => Arena::shared(options.placement, Arc::clone(memory)),
             None => Arena::new(options.placement),
         };
-        let layout = DefaultHasher::new();
-        let mut loader =
-            TensorLoader { source, arch, spec, options, selection, par, arena, layout, progress };
+        let (layout, losses) = (DefaultHasher::new(), Losses::default());
+        let mut loader = TensorLoader {
+            source,
+            arch,
+            spec,
+            options,
+            formats,
+            losses,
+            selection,
+            par,
+            arena,
+            layout,
+            progress,
+        };
         let (embedding, lm_head) = load_vocabulary(&mut loader)?;
         let layers = (0..spec.n_layers).map(|i| Layer::load(&mut loader, i)).collect::<Result<_, _>>()?;
         let final_norm = load_norm(&mut loader, Role::FinalNorm)?;
@@ -81,6 +93,7 @@ impl Decoder {
                 huge_share: loader.arena.huge_share(),
                 layout: loader.layout.finish(),
                 addresses: loader.arena.addresses(),
+                losses: loader.losses.into_list(),
             },
             attention: attention_shape(spec),
             selection: loader.selection,
@@ -178,16 +191,16 @@ impl Model for Decoder {
 /// The embedding and the LM head, which share a matrix where the model ties them.
 fn load_vocabulary(loader: &mut TensorLoader<'_>) -> Result<(Embedding, LmHead), ModelError> {
     let DecoderSpec { vocab_size, hidden, tied_embeddings, .. } = *loader.spec;
-    let format = loader.options.weights;
+    let format = loader.formats.lm_head;
     let shape = OpShape::matrix(Operator::LmHead, format.into(), vocab_size, hidden);
-    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape)?);
+    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape, format)?);
     let role = if tied_embeddings { Role::Embedding } else { Role::LmHead };
     let head = loader.matrix(&[role], hidden, packed)?;
-    let embedding = if tied_embeddings {
-        Arc::clone(&head)
-    } else {
+    let embedding = if let Some(format) = loader.formats.embedding {
         let packed = loader.build().pack_spec(shape, Backend::Native.into(), format);
         loader.matrix(&[Role::Embedding], hidden, packed)?
+    } else {
+        Arc::clone(&head)
     };
     let lm_head = LmHead::new(loader.build(), head, choice)?;
     Ok((Embedding::new(embedding), loader.admit(lm_head)))

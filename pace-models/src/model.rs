@@ -5,7 +5,7 @@ use std::ops::Range;
 use pace_kernels::{ActRef, DType, MatMut};
 use pace_ops::{OpCx, Selection};
 
-use crate::{DecoderSpec, Sequence, Workspace};
+use crate::{DecoderSpec, QuantLoss, Sequence, Workspace};
 
 /// The memory of a model's packed weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub struct WeightMemory {
     pub layout: u64,
     /// Where the matrices lie: addresses of this process, for asking the system about them.
     pub addresses: Vec<Range<usize>>,
+    /// What weights lost when they became integers.
+    pub losses: Vec<QuantLoss>,
 }
 
 /// A loaded model: weights and operators, no state of any sequence.

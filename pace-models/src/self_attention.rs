@@ -55,8 +55,9 @@ impl SelfAttention {
 fn load_qkv(loader: &mut TensorLoader<'_>, layer: usize) -> Result<QkvProjection, ModelError> {
     let DecoderSpec { hidden, n_heads, n_kv_heads, head_dim, qkv_bias, .. } = *loader.spec;
     let n = (n_heads + 2 * n_kv_heads) * head_dim;
-    let shape = OpShape::matrix(Operator::QkvProjection, loader.options.weights.into(), n, hidden);
-    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape)?);
+    let format = loader.formats.layers[layer].qkv;
+    let shape = OpShape::matrix(Operator::QkvProjection, format.into(), n, hidden);
+    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape, format)?);
     let roles = |roles: [LayerRole; 3]| roles.map(|role| Role::Layer(layer, role));
     let weights = loader.matrix(&roles([LayerRole::Q, LayerRole::K, LayerRole::V]), hidden, packed)?;
     let bias = loader.bias(qkv_bias, &roles([LayerRole::QBias, LayerRole::KBias, LayerRole::VBias]))?;
@@ -67,8 +68,9 @@ fn load_qkv(loader: &mut TensorLoader<'_>, layer: usize) -> Result<QkvProjection
 fn load_out(loader: &mut TensorLoader<'_>, layer: usize) -> Result<OutProjection, ModelError> {
     let DecoderSpec { hidden, n_heads, head_dim, out_bias, .. } = *loader.spec;
     let k = n_heads * head_dim;
-    let shape = OpShape::matrix(Operator::OutProjection, loader.options.weights.into(), hidden, k);
-    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape)?);
+    let format = loader.formats.layers[layer].out;
+    let shape = OpShape::matrix(Operator::OutProjection, format.into(), hidden, k);
+    let (choice, packed) = (loader.choose(shape)?, loader.pack_spec(shape, format)?);
     let weights = loader.matrix(&[Role::Layer(layer, LayerRole::O)], k, packed)?;
     let bias = loader.bias(out_bias, &[Role::Layer(layer, LayerRole::OBias)])?;
     let out = OutProjection::new(loader.build(), weights, bias, choice)?;

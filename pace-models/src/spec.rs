@@ -61,7 +61,7 @@ impl DecoderSpec {
         embeddings + self.n_layers * (attention + 3 * self.ffn * self.hidden)
     }
 
-    fn vector_parameters(&self) -> usize {
+    pub(crate) fn vector_parameters(&self) -> usize {
         let qkv = usize::from(self.qkv_bias) * (self.n_heads + 2 * self.n_kv_heads) * self.head_dim;
         let out = usize::from(self.out_bias) * self.hidden;
         let mlp = usize::from(self.mlp_bias) * (2 * self.ffn + self.hidden);

@@ -1,25 +1,37 @@
 //! [`TensorLoader`]: named tensors of a source to packed weights.
 
+mod quantised;
+
 use std::hash::{DefaultHasher, Hash};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pace_kernels::{
-    Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Placement, Scratch, SharedMemory,
-    WeightFormat,
+    ActQuant, Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Placement, Scratch,
+    SharedMemory, WeightFormat,
 };
 use pace_ops::{BuildCx, Choice, OpCx, OpError, OpShape, OperatorConfig, Plan, Selection, SelfTest};
 
+pub(crate) use self::quantised::Losses;
+pub use self::quantised::QuantLoss;
 use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
 use crate::weights::WeightSource;
-use crate::{DecoderSpec, ModelError};
+use crate::{DecoderSpec, ModelError, ModelFormats};
 
 /// In which formats a model is kept, and which backends compute it.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// The format of packed matrices.
     pub weights: WeightFormat,
+    /// The format of embedding and LM head; none: as `weights`.
+    pub lm_head: Option<WeightFormat>,
+    /// Whether matrices that the files hold as integers are computed as they are, whatever `weights` says.
+    pub own_formats: bool,
+    /// How weights become integers: by a search for the best scales, or by the largest magnitude alone.
+    pub search_scales: bool,
+    /// How activations are rounded for integer weights.
+    pub act_quant: ActQuant,
     /// The type of activations: f32 or bf16.
     pub activations: DType,
     /// The type of cached keys and values: f32 or bf16.
@@ -54,6 +66,10 @@ impl LoadOptions {
     pub fn new(weights: WeightFormat, activations: DType) -> Self {
         Self {
             weights,
+            lm_head: None,
+            own_formats: false,
+            search_scales: true,
+            act_quant: ActQuant::default(),
             activations,
             kv: activations,
             operators: OperatorConfig::default(),
@@ -74,6 +90,7 @@ impl LoadOptions {
         let mut build = BuildCx::new(kernels);
         build.panel_width = self.panel_width.unwrap_or(build.panel_width);
         build.imbps_chunks = self.imbps_chunks;
+        build.act_quant = self.act_quant;
         build.l3_bytes = self.l3_bytes.unwrap_or(build.l3_bytes);
         build.smallest_l3 = self.smallest_l3.unwrap_or(build.smallest_l3);
         build
@@ -86,6 +103,10 @@ pub(crate) struct TensorLoader<'a> {
     pub(crate) arch: Architecture,
     pub(crate) spec: &'a DecoderSpec,
     pub(crate) options: LoadOptions,
+    /// The format of each matrix.
+    pub(crate) formats: ModelFormats,
+    /// What weights lost on the way to integers.
+    pub(crate) losses: Losses,
     /// Which backends the operators get.
     pub(crate) selection: Selection,
     pub(crate) par: Par<'a>,
@@ -107,9 +128,9 @@ impl TensorLoader<'_> {
         self.selection.choose(shape)
     }
 
-    /// How the weights of an operator of a shape are packed.
-    pub(crate) fn pack_spec(&mut self, shape: OpShape) -> Result<PackSpec, OpError> {
-        self.selection.pack_spec(shape, self.options.weights)
+    /// How the weights of an operator of a shape are packed in a format.
+    pub(crate) fn pack_spec(&mut self, shape: OpShape, format: WeightFormat) -> Result<PackSpec, OpError> {
+        self.selection.pack_spec(shape, format)
     }
 
     /// Tests an operator that was just built, if it is the first of its shape.
@@ -128,18 +149,18 @@ impl TensorLoader<'_> {
         let parts = self.parts(roles);
         let (n, spec) = (parts.last().map_or(0, |p| p.rows.end), spec.into());
         (n, k, spec).hash(&mut self.layout);
-        let packed = PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
-            for part in &parts {
-                let from = rows.start.max(part.rows.start);
-                let to = rows.end.min(part.rows.end);
-                if from < to {
-                    let slice = &mut out[(from - rows.start) * k..(to - rows.start) * k];
-                    self.read_rows(part, from - part.rows.start, k, slice)?;
+        let packed = if spec.format.is_quantised() {
+            self.pack_integers(&parts, n, k, spec)
+        } else {
+            PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
+                for (part, own) in overlaps(&parts, &rows) {
+                    let slice = &mut out[(own.start - rows.start) * k..(own.end - rows.start) * k];
+                    self.read_rows(part, own.start - part.rows.start, k, slice)?;
                 }
-            }
-            (self.progress)(out.len());
-            Ok(())
-        });
+                (self.progress)(out.len());
+                Ok(())
+            })
+        };
         match packed {
             Ok(weights) if self.arena.is_filled() => {
                 (self.progress)(n * k);
@@ -258,6 +279,13 @@ struct Part {
     permuted_heads: Option<usize>,
     /// Whether a number other than 0 has been seen, or need not be there.
     has_weights: AtomicBool,
+}
+
+/// The parts that have some of `rows` of the fused matrix, and which rows these are.
+fn overlaps<'p>(parts: &'p [Part], rows: &Range<usize>) -> impl Iterator<Item = (&'p Part, Range<usize>)> {
+    let rows = rows.clone();
+    let own = move |part: &'p Part| (part, rows.start.max(part.rows.start)..rows.end.min(part.rows.end));
+    parts.iter().map(own).filter(|(_, own)| !own.is_empty())
 }
 
 const fn is_query_or_key(role: Role) -> bool {

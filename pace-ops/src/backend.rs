@@ -192,11 +192,13 @@ pub enum OpDType {
     Bf16,
     /// Int8 weights, activations rounded to int8 on the way, exact sums in i32.
     Int8,
+    /// As `Int8`, with weights of 4 bits, or of 8 bits with a minimum for each group.
+    Int4,
 }
 
 impl OpDType {
     /// Every type.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Int4];
 
     /// The name used everywhere: lower case.
     pub const fn name(self) -> &'static str {
@@ -204,16 +206,28 @@ impl OpDType {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }
 
 impl OpDType {
+    /// The type of a feed-forward layer whose matrices may differ in format: one that has no more backends than either.
+    pub fn of_mlp(up: WeightFormat, down: WeightFormat) -> Self {
+        let (up, down) = (Self::from(up), Self::from(down));
+        if up == down { up } else { Self::Int4 }
+    }
+
+    /// Whether weights are integers.
+    pub const fn is_quantised(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+
     /// The type of the activations that go with it.
     pub const fn activations(self) -> DType {
         match self {
             Self::F32 => DType::F32,
-            Self::Bf16 | Self::Int8 => DType::Bf16,
+            Self::Bf16 | Self::Int8 | Self::Int4 => DType::Bf16,
         }
     }
 }
@@ -231,6 +245,10 @@ impl From<WeightFormat> for OpDType {
             WeightFormat::F32 | WeightFormat::F16 => Self::F32,
             WeightFormat::Bf16 => Self::Bf16,
             WeightFormat::Int8 | WeightFormat::Int8Group(_) => Self::Int8,
+            WeightFormat::Int8Min(_)
+            | WeightFormat::Int4(_)
+            | WeightFormat::Int4Min(_)
+            | WeightFormat::Mxfp4 => Self::Int4,
         }
     }
 }

@@ -67,7 +67,7 @@ impl BuildCx {
                 op.backends().iter().copied().filter(|&b| op.dtypes(b).contains(&dtype)).collect();
             return Err(OpError::UnsupportedType { op, backend, dtype, available });
         }
-        if backend == Backend::Imbps && dtype == OpDType::Int8 && self.act_quant == ActQuant::Token {
+        if backend == Backend::Imbps && dtype.is_quantised() && self.act_quant == ActQuant::Token {
             let reason = "a scale for each token needs all of its chunks; use scales for groups".to_owned();
             return Err(OpError::Unavailable { op, backend, reason });
         }
@@ -108,9 +108,8 @@ impl BuildCx {
     /// How weights of a format are packed for an operator with the backends of `choice`, which has no `Auto`. The
     /// down matrix of an MLP is packed as for [`Operator::Linear`].
     pub fn pack_spec(&self, shape: OpShape, choice: Choice, format: WeightFormat) -> PackSpec {
-        let int8 = OpDType::from(format) == OpDType::Int8;
-        // NATIVE reads rows, as libraries do; only int8 exists in panels alone.
-        if choice.is_native() && !int8 {
+        // NATIVE reads rows, as libraries do; integers exist in panels alone.
+        if choice.is_native() && !format.is_quantised() {
             return format.into();
         }
         let paired = matches!(shape.size, OpSize::Mlp { gated: true, .. });

@@ -45,9 +45,13 @@ impl MlpWeights {
         self.up.n() == 2 * self.ffn() && self.ffn() > 0
     }
 
+    fn dtype(&self) -> OpDType {
+        OpDType::of_mlp(self.up.format(), self.down.format())
+    }
+
     /// What tells this layer's measurements and tests from those of others.
     fn op_shape(&self) -> OpShape {
-        OpShape::mlp(self.up.format().into(), self.hidden(), self.ffn(), self.gated())
+        OpShape::mlp(self.dtype(), self.hidden(), self.ffn(), self.gated())
     }
 
     fn bytes(&self) -> usize {
@@ -83,7 +87,7 @@ impl Mlp {
     /// The operator has no such backend, not for these weights, or not here.
     ///
     /// # Panics
-    /// The weights' shapes do not fit together, or they differ in format.
+    /// The weights' shapes do not fit together.
     pub fn new(
         build: &BuildCx,
         weights: MlpWeights,
@@ -91,7 +95,6 @@ impl Mlp {
         choice: impl Into<Choice>,
     ) -> Result<Self, OpError> {
         weights.check();
-        assert_eq!(weights.up.format(), weights.down.format(), "formats of up and down");
         let choice = build.resolve(weights.op_shape(), choice.into())?;
         require_panels_for(Operator::Mlp, choice, &weights.up, weights.gated())?;
         require_panels_for(Operator::Mlp, choice, &weights.down, false)?;
@@ -125,7 +128,7 @@ impl SelfTest for Mlp {
 
     fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
         let native = NativeMlp::new(Arc::clone(&self.weights), self.activation);
-        let sample = Sample::new(OpDType::from(self.weights.up.format()));
+        let sample = Sample::new(self.weights.dtype());
         for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
             let x = sample.rows(rows, self.weights.hidden());
             let run = |by: &dyn MlpBackend| {

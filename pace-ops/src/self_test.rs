@@ -96,7 +96,7 @@ impl Sample {
         let tolerance = match self.dtype {
             OpDType::F32 => 1e-4,
             OpDType::Bf16 => 2e-2,
-            OpDType::Int8 => 6e-2,
+            OpDType::Int8 | OpDType::Int4 => 6e-2,
         };
         let largest = want.iter().filter(|x| x.is_finite()).fold(1e-6, |m: f32, x| m.max(x.abs()));
         let off = |(g, w): (&f32, &f32)| match (g.is_finite(), w.is_finite()) {

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pace_kernels::{DType, Isa, IsaError, Jit, Kernels, Pool, WeightFormat};
-use pace_models::{DecoderSpec, LoadOptions, Model, ModelError};
+use pace_models::{DecoderSpec, LoadOptions, Model, ModelError, ModelFormats, QuantLoss};
 use pace_ops::{Chosen, Demotion, OpCx, OpShape, Selection};
 
 use self::worker::Weights;
@@ -22,7 +22,7 @@ use crate::platform::numa::NumaMemory;
 use crate::platform::topology::Topology;
 use crate::platform::{ThreadBudget, affinity, topology};
 use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
-use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, Scoring, Task, check_memory};
+use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, ReadLogits, Scoring, Task, check_memory};
 use crate::tokenizer::Tokenizer;
 use crate::{ModelFiles, RuntimeError};
 
@@ -119,18 +119,19 @@ impl EngineConfig {
     }
 
     /// The distinct shapes of the operators of a model.
-    pub fn operator_shapes(&self, spec: &DecoderSpec) -> Vec<OpShape> {
-        spec.operator_shapes(self.load.weights, self.load.activations, self.load.kv)
+    pub fn operator_shapes(&self, files: &ModelFiles) -> Vec<OpShape> {
+        let formats = files.packed_formats(&self.load);
+        formats.operator_shapes(files.spec(), self.load.activations, self.load.kv)
     }
 
     /// What the operators of a model are going to be computed with, unless one fails its self-test at load.
     ///
     /// # Errors
     /// The configuration names a backend that there is not, for a type or on this machine.
-    pub fn choose(&self, spec: &DecoderSpec) -> Result<Selection, RuntimeError> {
+    pub fn choose(&self, files: &ModelFiles) -> Result<Selection, RuntimeError> {
         let build = self.load.build_cx(self.kernels()?);
         let mut selection = Selection::new(build, self.load.operators, self.load.plan.clone());
-        for shape in self.operator_shapes(spec) {
+        for shape in self.operator_shapes(files) {
             selection.choose(shape).map_err(ModelError::from)?;
         }
         Ok(selection)
@@ -169,10 +170,10 @@ impl EngineConfig {
     }
 
     /// Bytes that the packed weights of a model are going to take of this process's memory.
-    fn weights_need(&self, spec: &DecoderSpec) -> u64 {
+    fn weights_need(&self, files: &ModelFiles) -> u64 {
         match &self.load.shared {
             Some(memory) if memory.is_filled() => 0,
-            _ => spec.weight_bytes(self.load.weights) as u64,
+            _ => files.packed_formats(&self.load).bytes(files.spec()) as u64,
         }
     }
 
@@ -218,6 +219,10 @@ pub struct EngineInfo {
     pub load_time: Duration,
     /// Bytes of packed weights.
     pub weight_bytes: usize,
+    /// In which format each matrix is kept.
+    pub formats: ModelFormats,
+    /// What weights lost when they became integers, by format.
+    pub losses: Vec<QuantLoss>,
     /// The part of the weights' memory that lies in huge pages, from 0 to 1; none where the system does not tell.
     pub huge_share: Option<f64>,
     /// Tells apart how weights may be packed; processes that share weights have the same.
@@ -276,7 +281,7 @@ impl EngineHandle {
         progress: LoadProgress,
     ) -> Result<Self, RuntimeError> {
         let spec = files.spec();
-        let (packed, forward) = (config.weights_need(spec), config.batching.forward_bytes(spec));
+        let (packed, forward) = (config.weights_need(files), config.batching.forward_bytes(spec));
         check_memory(packed.saturating_add(forward), || {
             format!("packed weights {packed}, activations of a forward {forward}")
         })?;
@@ -380,11 +385,33 @@ impl EngineHandle {
     /// # Errors
     /// As [`Self::submit`].
     pub fn score(&self, request: ScoreRequest) -> Result<ScoreStream, RuntimeError> {
+        self.queue_score(request, None)
+    }
+
+    /// As [`score`](Self::score), and `read` gets every row of logits that is computed for it: a position of the text, from
+    /// the one before [`ScoreRequest::from`] to the last, and the `[vocab]` logits of the token after it. It is called on
+    /// the engine's thread, which waits for it, and is dropped before the stream's end.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn score_with(
+        &self,
+        request: ScoreRequest,
+        read: impl FnMut(usize, &[f32]) + Send + 'static,
+    ) -> Result<ScoreStream, RuntimeError> {
+        self.queue_score(request, Some(Box::new(read)))
+    }
+
+    fn queue_score(
+        &self,
+        request: ScoreRequest,
+        read: Option<ReadLogits>,
+    ) -> Result<ScoreStream, RuntimeError> {
         request.check(self.spec())?;
         self.kv_cache().check(self.spec().max_positions)?;
         let (updates_tx, updates) = channel();
         let n = request.tokens.len();
-        let scoring = Scoring::new(&request, updates_tx);
+        let scoring = Scoring::new(&request, read, updates_tx);
         let cancelled = Arc::new(AtomicBool::new(false));
         let task = Task::new(request.tokens, n, Arc::clone(&cancelled), Goal::Score(scoring));
         self.enqueue(task)?;

@@ -8,6 +8,7 @@ use pace_ops::KvError;
 
 use crate::chat::ChatError;
 use crate::config::EnvError;
+use crate::divergence::DivergenceError;
 use crate::generation_config::GenerationConfigError;
 use crate::instance::PartitionError;
 use crate::platform::cores::CoreError;
@@ -36,6 +37,9 @@ pub enum RuntimeError {
     /// The model produced logits that no token can be drawn from.
     #[error(transparent)]
     Sample(#[from] SampleError),
+    /// A model that is compared produced logits that predict nothing.
+    #[error(transparent)]
+    Divergence(#[from] DivergenceError),
     /// An environment variable has a value that means nothing.
     #[error(transparent)]
     Env(#[from] EnvError),
@@ -206,7 +210,8 @@ impl RuntimeError {
             | Self::Tokenizer(_)
             | Self::GenerationConfig(_)
             | Self::Chat(_)
-            | Self::Sample(_) => ErrorKind::Model,
+            | Self::Sample(_)
+            | Self::Divergence(_) => ErrorKind::Model,
             Self::Isa(IsaError::Unknown(_)) => ErrorKind::Usage,
             Self::Jit(JitError::Unknown(_)) => ErrorKind::Usage,
             Self::Jit(JitError::Memory(_)) => ErrorKind::Resources,

@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod config;
+mod divergence;
 pub mod doctor;
 mod engine;
 mod error;
@@ -24,6 +25,7 @@ pub use pace_ops::{
     Chosen, Demotion, Limits, OperatorConfig, Plan, ProfileReport, ProfileRow, Trace, write_traces,
 };
 
+pub use divergence::{Divergence, DivergenceError, DivergenceSummary};
 pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress, Sharing};
 pub use error::{ErrorKind, RuntimeError};
 pub use instance::{Answers, Completion, Instances, Part, PartitionError, WorkQueue, partition};
@@ -33,4 +35,4 @@ pub use request::{
     Canceller, Finish, FinishReason, Request, Score, ScoreRequest, ScoreStream, ScoreUpdate, SequenceCache,
     TokenEvent, TokenStream,
 };
-pub use scheduler::Batching;
+pub use scheduler::{Batching, check_memory};

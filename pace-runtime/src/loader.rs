@@ -12,7 +12,7 @@ use pace_models::weights::WeightSource;
 use pace_models::weights::gguf::{GgufFile, Metadata};
 use pace_models::weights::random::{RandomSource, random_spec};
 use pace_models::weights::safetensors::SafetensorsSource;
-use pace_models::{Architecture, Decoder, DecoderSpec, LoadOptions, Model, ModelError};
+use pace_models::{Architecture, Decoder, DecoderSpec, LoadOptions, Model, ModelError, ModelFormats};
 
 use crate::chat::ChatTemplate;
 use crate::generation_config::GenerationConfig;
@@ -198,6 +198,11 @@ impl ModelFiles {
     /// Tokens that end an answer: what configuration, generation configuration and tokenizer name, united.
     pub fn eos(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// In which format each matrix is going to be kept.
+    pub fn packed_formats(&self, options: &LoadOptions) -> ModelFormats {
+        ModelFormats::new(self.source(), self.architecture, &self.spec, options)
     }
 
     /// How the weights are stored.

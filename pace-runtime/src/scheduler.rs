@@ -24,7 +24,7 @@ use pace_ops::{KvCache, OpCx};
 pub(crate) use self::budget::{KvBudget, KvLease};
 use self::chunk::Chunk;
 pub(crate) use self::generation::{Events, Generation, Run};
-pub(crate) use self::scoring::Scoring;
+pub(crate) use self::scoring::{ReadLogits, Scoring};
 use crate::RuntimeError;
 use crate::kv_cache::{KvConfig, KvShape};
 use crate::metrics::Counters;
@@ -495,8 +495,11 @@ impl Goal {
     }
 }
 
-/// Errors when `need` bytes are more than this process may still take.
-pub(crate) fn check_memory(need: u64, terms: impl FnOnce() -> String) -> Result<(), RuntimeError> {
+/// Checks that this process may still take `need` bytes; `terms` says what for.
+///
+/// # Errors
+/// They are more than are available.
+pub fn check_memory(need: u64, terms: impl FnOnce() -> String) -> Result<(), RuntimeError> {
     match MemoryLimit::detect() {
         Some(limit) if need > limit.available => Err(RuntimeError::OutOfMemory {
             need,

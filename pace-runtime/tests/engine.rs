@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::sync::mpsc::channel;
+
 use pace_kernels::DType;
 use pace_ops::{LayerKind, MClass};
 use pace_runtime::kv_cache::{BmcConfig, KvCacheKind, KvConfig};
@@ -245,6 +247,24 @@ fn a_score_can_begin_late() {
     assert_eq!(late.logprobs[..60], [None; 60]);
     assert_eq!(late.logprobs[60..], whole.logprobs[60..]);
     assert_eq!(late.next[..], whole.next[..3]);
+}
+
+#[test]
+fn a_score_hands_out_its_rows_of_logits() {
+    let engine = tiny();
+    let tokens: Vec<u32> = (0..90u32).map(|t| (t * 53 + 11) % 259).collect();
+    let (kept, rows) = channel();
+    let read = move |position: usize, logits: &[f32]| kept.send((position, logits.to_vec())).unwrap();
+    let request = ScoreRequest { tokens: tokens.clone(), top: 0, from: 60 };
+    let score = engine.score_with(request, read).unwrap().wait(|_| {}).unwrap();
+    let rows: Vec<(usize, Vec<f32>)> = rows.try_iter().collect();
+    assert!(rows.iter().map(|(position, _)| *position).eq(59..90));
+    for (position, row) in &rows[..30] {
+        let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+        let logprob = f64::from(row[tokens[position + 1] as usize]) - sum.ln();
+        let given = score.logprobs[position + 1].unwrap();
+        assert!((logprob - given).abs() < 1e-5, "token {}: {logprob}, {given}", position + 1);
+    }
 }
 
 #[test]

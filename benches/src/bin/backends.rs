@@ -176,7 +176,7 @@ fn everywhere(backend: Backend) -> Result<OperatorConfig> {
 
 /// The plan of a model, as `pace-cli plan` makes it; kept in `dir`, if there is one.
 fn plan(config: &EngineConfig, files: &ModelFiles, dir: Option<&Path>) -> Result<Plan> {
-    let (key, shapes) = (PlanKey::detect(config)?, config.operator_shapes(files.spec()));
+    let (key, shapes) = (PlanKey::detect(config)?, config.operator_shapes(files));
     let known = dir.and_then(|dir| plan_store::load(dir, &key)).unwrap_or_default();
     let missing: Vec<_> = shapes.into_iter().filter(|&shape| known.choice(shape).is_none()).collect();
     let mut plan = plan_store::measure(config, &missing, &mut |_, _| {})?;

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 
+use super::quant::{ActQuantChoice, Quant};
 use super::{EngineArgs, HugePageChoice, KindChoice, KvArgs, WeightChoice};
 
 /// Tokens per second of prefill and decode, beside what the hardware gives.
 ///
-/// -m, -p, -n, -pg, -d, -b, -t, --dtype, --op-config, --kv-cache, --bmc-splits, --hugepages and --instances take several
-/// values, separated by commas or by giving the flag again (a model's commas separate unless there is a file of that name;
+/// -m, -p, -n, -pg, -d, -b, -t, --dtype, --quant, --act-quant, --op-config, --kv-cache, --bmc-splits, --hugepages and
+/// --instances take several values, separated by commas or by giving the flag again (a model's commas separate unless there is a file of that name;
 /// -pg and --op-config are given again), and every combination is measured. Tests are named as in llama-bench: pp512 is a prompt of 512 tokens, tg128 are 128
 /// new tokens, tg128@d2048 the same after 2048 others.
 #[derive(Debug, Args)]
@@ -76,9 +77,11 @@ pub(crate) enum BenchFormat {
 pub(crate) struct EngineSweep(pub(crate) Vec<EngineArgs>);
 
 /// The flags that may be given again, and whether commas separate their values.
-const SWEPT: [(&str, bool); 7] = [
+const SWEPT: [(&str, bool); 9] = [
     ("model", false),
     ("dtype", true),
+    ("quant", true),
+    ("act_quant", true),
     ("op_config", false),
     ("kv_cache", true),
     ("bmc_splits", true),
@@ -115,6 +118,9 @@ impl FromArgMatches for EngineSweep {
             values::<String>(matches, "model").iter().flat_map(|m| split_models(m)).collect();
         all = each(&all, models, |args, model| args.model = Some(model));
         all = each(&all, values::<WeightChoice>(matches, "dtype"), |args, dtype| args.dtype = dtype);
+        all = each(&all, values::<Quant>(matches, "quant"), |args, quant| args.quant.quant = Some(quant));
+        let act_quants = values::<ActQuantChoice>(matches, "act_quant");
+        all = each(&all, act_quants, |args, choice| args.quant.act_quant = choice);
         let op_configs = values::<String>(matches, "op_config");
         all = each(&all, op_configs, |args, json| args.operators.op_config = Some(json));
         let kinds = values::<KindChoice>(matches, "kv_cache");

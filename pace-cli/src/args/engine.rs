@@ -13,7 +13,7 @@ use pace_runtime::kv_cache::KvConfig;
 use pace_runtime::plan_store::{self, PlanKey};
 
 use super::KvArgs;
-use super::PlatformArgs;
+use super::{PlatformArgs, QuantArgs};
 use crate::exit::Usage;
 use crate::session::plan_dir;
 
@@ -23,7 +23,8 @@ pub(crate) struct EngineArgs {
     /// The model: a directory, a .gguf file, random:NAME, or a name that `pull` takes [default: smollm2-135m].
     #[arg(short, long)]
     pub(crate) model: Option<String>,
-    /// Weights and activations: f32 computes in f32 throughout, bf16 sums in f32; auto is bf16.
+    /// Weights and activations: f32 computes in f32 throughout, bf16 sums in f32. auto is bf16, with weights that the files
+    /// hold as integers computed as they are; the others dequantise them.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: WeightChoice,
     /// Cached keys and values [default: as --dtype].
@@ -42,6 +43,8 @@ pub(crate) struct EngineArgs {
     /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
+    #[command(flatten)]
+    pub(crate) quant: QuantArgs,
     #[command(flatten)]
     pub(crate) kv: KvArgs,
     #[command(flatten)]
@@ -96,6 +99,7 @@ impl EngineArgs {
         }
         config.numa_memory = self.platform.numa_memory.into();
         config.load.placement.hugepages = self.platform.hugepages.into();
+        self.quant.apply(&mut config.load, self.dtype == WeightChoice::Auto);
         config.load.mmap = self.mmap;
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);
@@ -151,12 +155,12 @@ fn byte_size(text: &str) -> Result<u64> {
 }
 
 /// `--op-config`, checked.
-fn operator_json(json: &str) -> Result<String, ConfigError> {
+pub(super) fn operator_json(json: &str) -> Result<String, ConfigError> {
     OperatorConfig::from_json(json).map(|_| json.to_owned())
 }
 
 /// `--op`, checked.
-fn operator_entry(entry: &str) -> Result<(String, String)> {
+pub(super) fn operator_entry(entry: &str) -> Result<(String, String)> {
     let Some((key, backend)) = entry.split_once('=') else {
         anyhow::bail!("an operator and its backend are needed, such as mlp=native");
     };

@@ -140,6 +140,8 @@ fn to_json(session: &Session, prompt: &[u32], answer: &Answer) -> Value {
         "threads": info.threads,
         "operators": operators::to_json(&info.operators),
         "demotions": operators::demotions(info),
+        "formats": operators::formats_json(&info.formats, &info.spec),
+        "losses": operators::losses_json(&info.losses),
         "bit_equal": info.bit_equal,
         "prefill_steps": finish.prefill_steps,
         "kv_cache": {

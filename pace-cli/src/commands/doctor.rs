@@ -39,7 +39,7 @@ pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
         .map_err(pace_runtime::RuntimeError::from)?;
     // Nothing is fetched for a report: without a name, there is no model.
     let files = args.engine.model.as_deref().map(|model| open(env, Some(model))).transpose()?;
-    let weight_bytes = files.map(|files| files.spec().weight_bytes(config.load.weights) as u64);
+    let weight_bytes = files.map(|files| files.packed_formats(&config.load).bytes(files.spec()) as u64);
     let mut report = examine(&config, &budget, weight_bytes)?;
     if let Some(allocator) = LINKED {
         report.machine.allocator = allocator;

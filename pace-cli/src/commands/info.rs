@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use pace_kernels::{DType, WeightFormat};
 use pace_models::{DecoderSpec, RopeScaling};
-use pace_runtime::ModelFiles;
 use pace_runtime::config::Env;
 use pace_runtime::kv_cache::{KvCacheKind, KvConfig, KvShape};
+use pace_runtime::{FormatShare, ModelFiles};
 use serde_json::{Value, json};
 
 use crate::args::{EngineArgs, Format, InfoArgs, PlatformArgs};
@@ -23,16 +23,20 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
     let engine = EngineArgs {
         dtype: args.dtype,
         platform: PlatformArgs { threads: args.threads, ..PlatformArgs::default() },
+        quant: args.quant.clone(),
         operators: args.operators.clone(),
         ..EngineArgs::default()
     };
     let config = engine.config(env)?;
     let files = open(env, args.model.as_deref())?;
-    let selection = config.choose(files.spec())?;
+    let selection = config.choose(&files)?;
     let (chosen, bit_equal) = (selection.chosen(), selection.is_bit_equal());
     match args.format {
         Format::Json => {
             let mut out = to_json(&files);
+            let packed = files.packed_formats(&config.load);
+            out["packed"] = operators::formats_json(&packed, files.spec());
+            out["memory"]["weights_bytes"] = json!(packed.bytes(files.spec()));
             out["operators"] = operators::to_json(chosen);
             out["chosen_by"] = operators::chosen_by(chosen);
             out["bit_equal"] = json!(bit_equal);
@@ -41,6 +45,14 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
         Format::Text => {
             let mut out = to_text(&files);
             let bits = operators::expected_bits(chosen, bit_equal);
+            let packed = files.packed_formats(&config.load);
+            let _ = writeln!(
+                out,
+                "{:<15}{}, {} in all",
+                "packed as",
+                operators::formats_text(&packed, files.spec()),
+                bytes(packed.bytes(files.spec()))
+            );
             let _ = writeln!(out, "{:<15}{}", "operators", operators::to_text(chosen));
             let _ =
                 writeln!(out, "{:<15}{}\n{:<15}{bits}", "chosen by", operators::chosen_by_text(chosen), "");
@@ -55,11 +67,6 @@ pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
 
 pub(crate) fn to_json(files: &ModelFiles) -> Value {
     let spec = files.spec();
-    let formats: Vec<_> = files
-        .formats()
-        .into_iter()
-        .map(|f| json!({"format": f.format, "tensors": f.tensors, "weights": f.weights}))
-        .collect();
     json!({
         "model": files.name(),
         "architecture": files.architecture().name(),
@@ -77,7 +84,7 @@ pub(crate) fn to_json(files: &ModelFiles) -> Value {
         "biases": {"qkv": spec.qkv_bias, "out": spec.out_bias, "mlp": spec.mlp_bias},
         "tied_embeddings": spec.tied_embeddings,
         "rope": {"theta": spec.rope.theta, "scaling": rope(spec)},
-        "formats": formats,
+        "formats": formats(files),
         "memory": {
             "weights_f32_bytes": spec.weight_bytes(WeightFormat::F32),
             "weights_bf16_bytes": spec.weight_bytes(WEIGHTS),
@@ -92,6 +99,12 @@ pub(crate) fn to_json(files: &ModelFiles) -> Value {
         })),
         "chat_template": files.chat_template().is_some(),
     })
+}
+
+/// How the weights are stored: `[{format, tensors, weights}]`.
+pub(crate) fn formats(files: &ModelFiles) -> Value {
+    let share = |f: FormatShare| json!({"format": f.format, "tensors": f.tensors, "weights": f.weights});
+    files.formats().into_iter().map(share).collect()
 }
 
 pub(crate) fn to_text(files: &ModelFiles) -> String {

@@ -2,10 +2,9 @@
 
 use anyhow::Result;
 use pace_kernels::{Isa, Jit, JitCapacity, JitEntry, JitError};
-use pace_models::DecoderSpec;
 use pace_ops::{Backend, OpError};
 use pace_runtime::config::Env;
-use pace_runtime::{EngineConfig, Request, RuntimeError};
+use pace_runtime::{EngineConfig, ModelFiles, Request, RuntimeError};
 use serde_json::json;
 
 use super::answer;
@@ -51,9 +50,9 @@ fn list(env: &Env, args: &JitDumpArgs) -> Result<()> {
     let mut config = args.engine.config(env)?;
     let kernels = config.kernels()?;
     let files = open(env, args.engine.model.as_deref())?;
-    set_jit(&mut config, files.spec())?;
+    set_jit(&mut config, &files)?;
     // Without generated code the rest would only take time.
-    config.choose(files.spec())?;
+    config.choose(&files)?;
     let session = Session::with(files, config)?;
     let spec = session.files.spec();
     let vocab = u32::try_from(spec.vocab_size).unwrap_or(u32::MAX);
@@ -76,11 +75,11 @@ fn list(env: &Env, args: &JitDumpArgs) -> Result<()> {
 }
 
 /// Gives every operator that was left to `auto` generated code, if there is any for its shape and type.
-fn set_jit(config: &mut EngineConfig, spec: &DecoderSpec) -> Result<()> {
+fn set_jit(config: &mut EngineConfig, files: &ModelFiles) -> Result<()> {
     let kernels = config.kernels()?;
     let build = config.load.build_cx(kernels);
     let (mut some, mut refused) = (false, None);
-    for shape in config.operator_shapes(spec) {
+    for shape in config.operator_shapes(files) {
         let op = shape.op;
         if config.load.operators.get(op) == Backend::Auto && op.backends().contains(&Backend::Jit) {
             match build.resolve(shape, Backend::Jit.into()) {

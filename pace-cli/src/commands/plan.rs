@@ -44,9 +44,9 @@ pub(crate) fn run(env: &Env, args: &PlanArgs) -> Result<()> {
     let files = open(env, args.name.as_deref().or(args.engine.model.as_deref()))?;
     let known = config.load.plan.take().map(Arc::unwrap_or_clone).unwrap_or_default();
     // Flags that make no sense are refused before anything takes its time.
-    config.choose(files.spec())?;
+    config.choose(&files)?;
     let key = PlanKey::detect(&config)?;
-    let shapes = config.operator_shapes(files.spec());
+    let shapes = config.operator_shapes(&files);
     let build = config.load.build_cx(config.kernels()?);
     let usable = |shape| known.choice(shape).is_some_and(|choice| build.resolve(shape, choice).is_ok());
     let missing: Vec<OpShape> =
@@ -54,7 +54,7 @@ pub(crate) fn run(env: &Env, args: &PlanArgs) -> Result<()> {
     let (mut plan, saved) = complete(&config, &dir, &key, known, &missing)?;
     plan.entries.retain(|entry| shapes.contains(&entry.shape));
     config.load.plan = Some(Arc::new(plan.clone()));
-    let selection = config.choose(files.spec())?;
+    let selection = config.choose(&files)?;
     let report = Report {
         model: files.name().to_owned(),
         path: key.path(&dir),

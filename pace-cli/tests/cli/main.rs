@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 #[path = "../common/mod.rs"]
 mod common;
+mod compare;
 mod generate;
 mod kv_cache;
 mod length;

@@ -16,6 +16,9 @@ const LINE: usize = 16;
 /// Inputs that share a scale when activations are quantised in groups.
 const GROUP: usize = 64;
 
+/// The same for weights of 4 bits.
+const GROUP_4_BIT: usize = 32;
+
 /// Inputs that are summed exactly when a row has one scale: sums fit 32 bits, and blocks of steps are
 /// multiples of it.
 const TOKEN_GROUP: usize = 1024;
@@ -35,17 +38,23 @@ pub(super) struct Form {
 impl Form {
     pub(super) fn new(panels: &Panels, quant: ActQuant) -> Self {
         let per_token = quant == ActQuant::Token;
-        let group = match panels.format {
-            WeightFormat::Int8Group(group) => group,
-            _ if per_token => TOKEN_GROUP,
-            _ => GROUP,
+        let group = match panels.format.group() {
+            Some(_) if panels.format.is_4_bit() => GROUP_4_BIT,
+            Some(group) => group,
+            None if per_token => TOKEN_GROUP,
+            None => GROUP,
         };
         let kind = match panels.format {
             WeightFormat::F32 | WeightFormat::F16 => TileKind::F32,
             WeightFormat::Bf16 => TileKind::Bf16,
-            WeightFormat::Int8 | WeightFormat::Int8Group(_) => TileKind::Int8,
+            _ => TileKind::Int8,
         };
         Self { kind, steps: panels.steps(), group, per_token }
+    }
+
+    /// By how many bits a group of weights is larger than one of activations.
+    pub(super) fn weight_shift(&self, panels: &Panels) -> u32 {
+        panels.format.group().map_or(0, |group| (group / self.group).ilog2())
     }
 
     /// Scales of a quantised row.

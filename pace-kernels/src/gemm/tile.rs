@@ -54,9 +54,15 @@ pub(crate) struct TileArgs {
     pub(crate) a_groups: usize,
     /// Int8: steps of a group; the last one may be shorter.
     pub(crate) group_steps: usize,
-    /// Int8: the scales of the panel's outputs for each group, `[groups][width]`; null if they are not
+    /// Int8: the scales of the panel's outputs for each group, `w_stride` apart; null if they are not
     /// the tile's business.
     pub(crate) w_scales: *const f32,
+    /// Int8: elements from the scales of a group to those of the next.
+    pub(crate) w_stride: usize,
+    /// Int8: a group of weights is 2^this groups of activations.
+    pub(crate) w_shift: u32,
+    /// Int8: whether the minima of a group follow its scales. Weights are stored without 128 more then.
+    pub(crate) has_min: bool,
 }
 
 /// 32-bit lanes of a tier, without a type: the operations that tiles are made of.

@@ -168,7 +168,8 @@ unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &Tile
         // SAFETY: as in `float_strip`; scales and offsets are there for every row and group.
         unsafe {
             for r in 0..R {
-                acc[r] = [lanes.splat_i32(*t.a_offsets.add(r * t.a_groups + group)); N];
+                let offset = if t.has_min { 0 } else { *t.a_offsets.add(r * t.a_groups + group) };
+                acc[r] = [lanes.splat_i32(offset); N];
             }
             while step < end {
                 let (w, a) = at_step::<L, N>(lanes, t, column, step);
@@ -188,17 +189,24 @@ unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &Tile
             }
             let resume = t.resume || group > 0;
             for r in 0..R {
-                let a_scale = lanes.splat_f32(*t.a_scales.add(r * t.a_groups + group));
+                let a_scale = *t.a_scales.add(r * t.a_groups + group);
+                // The sum of the group's activations.
+                let a_sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
+                let (a_scale, a_sum) = (lanes.splat_f32(a_scale), lanes.splat_f32(a_scale * a_sum));
                 for v in 0..N {
+                    let at = (group >> t.w_shift) * t.w_stride + column + v * L::LANES;
                     let scale = if t.w_scales.is_null() {
                         a_scale
                     } else {
-                        let at = group * t.width + column + v * L::LANES;
                         lanes.mul(a_scale, lanes.load(t.w_scales.add(at).cast()))
                     };
                     let sums = sums_at::<L>(t, r, column, v);
                     let sum = if resume { lanes.load(sums.cast()) } else { lanes.zero() };
-                    lanes.store(sums.cast(), lanes.scaled(sum, acc[r][v], scale));
+                    let mut sum = lanes.scaled(sum, acc[r][v], scale);
+                    if t.has_min {
+                        sum = lanes.dot_f32(sum, lanes.load(t.w_scales.add(at + t.width).cast()), a_sum);
+                    }
+                    lanes.store(sums.cast(), sum);
                 }
             }
         }

@@ -44,11 +44,12 @@ fn seen(format: WeightFormat, quant: ActQuant, a: &[f32], k: usize) -> Vec<f64> 
     match format {
         WeightFormat::F32 | WeightFormat::F16 => a.iter().map(|&x| f64::from(x)).collect(),
         WeightFormat::Bf16 => a.iter().map(|&x| f64::from(bf16::from_f32(x).to_f32())).collect(),
-        WeightFormat::Int8 | WeightFormat::Int8Group(_) => {
-            let group = match (format, quant) {
-                (WeightFormat::Int8Group(group), _) => group,
-                (_, ActQuant::Groups) => 64,
-                (_, ActQuant::Token) => k,
+        _ => {
+            let group = match (format.group(), quant) {
+                (Some(_), _) if format.is_4_bit() => 32,
+                (Some(group), _) => group,
+                (None, ActQuant::Groups) => 64,
+                (None, ActQuant::Token) => k,
             };
             rows.flat_map(|row| row.chunks(if quant == ActQuant::Token { k } else { group }))
                 .flat_map(|x| {
@@ -91,7 +92,7 @@ fn check(got: &[f32], want: &[(f64, f64)], k: usize, what: impl std::fmt::Displa
 const QUANTS: [ActQuant; 2] = [ActQuant::Groups, ActQuant::Token];
 
 fn quants(format: WeightFormat) -> &'static [ActQuant] {
-    if matches!(format, WeightFormat::Int8 | WeightFormat::Int8Group(_)) { &QUANTS } else { &QUANTS[..1] }
+    if format.is_quantised() { &QUANTS } else { &QUANTS[..1] }
 }
 
 /// The result of all 33 rows follows the reference, and any fewer rows give the same bits.

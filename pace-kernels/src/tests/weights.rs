@@ -185,8 +185,15 @@ fn panels_hold_every_row() {
                 let largest = (0..k).fold(0.0f32, |max, j| max.max(weight(i, j).abs()));
                 for (j, &got) in row.iter().enumerate() {
                     let want = stored(spec.format, weight(i, j));
-                    let int8 = matches!(spec.format, WeightFormat::Int8 | WeightFormat::Int8Group(_));
-                    let off = if int8 { largest / 253.0 } else { 0.0 };
+                    let off = match spec.format {
+                        WeightFormat::Int8 | WeightFormat::Int8Group(_) => largest / 253.0,
+                        // Half a step of the group's range, and what f16 scales lose.
+                        WeightFormat::Int8Min(_) => 2.0 * largest / 509.0,
+                        WeightFormat::Int4(_) => largest / 7.9,
+                        WeightFormat::Int4Min(_) => 2.0 * largest / 29.5,
+                        WeightFormat::Mxfp4 => largest / 3.9,
+                        _ => 0.0,
+                    };
                     assert!((got - want).abs() <= off, "{spec:?} ({i}, {j}): {got} instead of {want}");
                 }
             }

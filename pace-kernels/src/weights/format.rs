@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use half::bf16;
+use half::{bf16, f16};
+
+/// Inputs that share a scale in [`WeightFormat::Mxfp4`].
+const MX_GROUP: usize = 32;
 
 /// How weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,14 +19,34 @@ pub enum WeightFormat {
     Bf16,
     /// 1 byte a weight, symmetric in [-127, 127], with one f32 scale an output. Panels only.
     Int8,
-    /// As `Int8`, with one f32 scale for each group of so many consecutive inputs of an output: 32,
+    /// As `Int8`, with one f32 scale for each group of so many consecutive inputs of an output: 16, 32,
     /// 64, 128 or 256.
     Int8Group(usize),
+    /// 1 byte a weight, `q * scale + min` with q in [0, 255] and both numbers f32, for groups of 16 to 256 inputs. Panels
+    /// only, as all that follow.
+    Int8Min(usize),
+    /// 4 bits a weight, symmetric in [-8, 7], with one f16 scale for each group of 32, 64 or 128 inputs.
+    Int4(usize),
+    /// 4 bits a weight, `q * scale + min` with q in [0, 15] and both numbers f16, for groups of 32, 64 or 128 inputs.
+    Int4Min(usize),
+    /// 4 bits a weight, an E2M1 number (0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) times a power of two for each group
+    /// of 32 inputs. Source: OCP Microscaling Formats (MX) Specification 1.0.
+    Mxfp4,
 }
 
 impl WeightFormat {
     /// Every format, groups of 64 for those that have groups.
-    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int8Group(64)];
+    pub const ALL: [Self; 9] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Int8,
+        Self::Int8Group(64),
+        Self::Int8Min(32),
+        Self::Int4(32),
+        Self::Int4Min(32),
+        Self::Mxfp4,
+    ];
 
     /// Bytes that `weights` weights take, at least: the scales of `Int8`, one for each output, and what pads
     /// outputs to panels and inputs to groups come on top.
@@ -33,19 +56,67 @@ impl WeightFormat {
             Self::F16 | Self::Bf16 => weights * size_of::<bf16>(),
             Self::Int8 => weights,
             Self::Int8Group(group) => weights + weights / group * size_of::<f32>(),
+            Self::Int8Min(group) => weights + weights / group * 2 * size_of::<f32>(),
+            Self::Int4(group) => weights / 2 + weights / group * size_of::<f16>(),
+            Self::Int4Min(group) => weights / 2 + weights / group * 2 * size_of::<f16>(),
+            Self::Mxfp4 => weights / 2 + weights / MX_GROUP * size_of::<bf16>(),
         }
     }
 
-    /// Inputs that share 4 bytes of a panel, one step of the kernels.
+    /// Inputs that share a scale, for formats with groups.
+    pub const fn group(self) -> Option<usize> {
+        match self {
+            Self::Int8Group(group) | Self::Int8Min(group) | Self::Int4(group) | Self::Int4Min(group) => {
+                Some(group)
+            }
+            Self::Mxfp4 => Some(MX_GROUP),
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Int8 => None,
+        }
+    }
+
+    /// Whether groups have a minimum beside their scale.
+    pub const fn has_min(self) -> bool {
+        matches!(self, Self::Int8Min(_) | Self::Int4Min(_))
+    }
+
+    /// Whether weights are stored as integers, which multiply activations that are rounded to integers.
+    pub const fn is_quantised(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+
+    /// Whether two weights share a byte.
+    pub const fn is_4_bit(self) -> bool {
+        matches!(self, Self::Int4(_) | Self::Int4Min(_) | Self::Mxfp4)
+    }
+
+    /// The code of the weight 0 in a format without minimum: codes are unsigned.
+    pub const fn zero(self) -> u8 {
+        match self {
+            Self::Int8 | Self::Int8Group(_) => 128,
+            Self::Int4(_) => 8,
+            _ => 0,
+        }
+    }
+
+    /// Whether there is such a group.
+    pub(crate) const fn is_known(self) -> bool {
+        match self {
+            Self::Int8Group(group) | Self::Int8Min(group) => matches!(group, 16 | 32 | 64 | 128 | 256),
+            Self::Int4(group) | Self::Int4Min(group) => matches!(group, 32 | 64 | 128),
+            _ => true,
+        }
+    }
+
+    /// Inputs that share 4 bytes of a panel, one step of the kernels; those of 4 bits are unpacked before.
     pub(crate) const fn step_inputs(self) -> usize {
         match self {
             Self::F32 | Self::F16 => 1,
             Self::Bf16 => 2,
-            Self::Int8 | Self::Int8Group(_) => 4,
+            _ => 4,
         }
     }
 
-    /// Bytes that a step takes in a panel, for one output.
+    /// Bytes that a step takes in a panel, for one output; 4 bits are in records of their own.
     pub(crate) const fn step_bytes(self) -> usize {
         match self {
             Self::F16 => 2,
@@ -62,23 +133,32 @@ impl fmt::Display for WeightFormat {
             Self::Bf16 => f.pad("bf16"),
             Self::Int8 => f.pad("int8"),
             Self::Int8Group(group) => f.pad(&format!("int8:{group}")),
+            Self::Int8Min(group) => f.pad(&format!("int8m:{group}")),
+            Self::Int4(group) => f.pad(&format!("int4:{group}")),
+            Self::Int4Min(group) => f.pad(&format!("int4m:{group}")),
+            Self::Mxfp4 => f.pad("mxfp4"),
         }
     }
 }
 
 /// No weight format has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown weight format `{0}`; known: f32, f16, bf16, int8, int8:32, int8:64, int8:128, int8:256")]
+#[error(
+    "unknown weight format `{0}`; known: f32, f16, bf16, int8, int8:G and int8m:G (G 16, 32, 64, 128, 256), int4:G and \
+     int4m:G (G 32, 64, 128), mxfp4"
+)]
 pub struct UnknownWeightFormat(pub String);
 
 impl FromStr for WeightFormat {
     type Err = UnknownWeightFormat;
 
     fn from_str(name: &str) -> Result<Self, UnknownWeightFormat> {
-        let grouped = [32, 64, 128, 256].map(Self::Int8Group);
+        let of_group =
+            |group| [Self::Int8Group, Self::Int8Min, Self::Int4, Self::Int4Min].map(|of| of(group));
         Self::ALL
             .into_iter()
-            .chain(grouped)
+            .chain([16, 32, 64, 128, 256].into_iter().flat_map(of_group))
+            .filter(|format| format.is_known())
             .find(|format| format.to_string().eq_ignore_ascii_case(name))
             .ok_or_else(|| UnknownWeightFormat(name.to_owned()))
     }

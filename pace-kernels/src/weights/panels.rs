@@ -3,7 +3,9 @@
 //! A panel holds `width` outputs. Its inputs come in steps of 4 bytes an output: `[steps][width]`, where
 //! a step is one f32, two bf16 (the pairs of `vdpbf16ps`) or four int8 (the quads of `vpdpbusd`). An f16
 //! step is one f16 of 2 bytes: it is widened before use. Int8 weights are stored as q + 128, because
-//! `vpdpbusd` multiplies unsigned by signed. Outputs and inputs that do not exist are zero.
+//! `vpdpbusd` multiplies unsigned by signed. Outputs and inputs that do not exist are zero. Scales of int8 lie behind the
+//! panel's steps, `[groups][width]` (with minima `[groups][2][width]`); weights of 4 bits lie in records of a group each, see
+//! `four_bits`.
 //!
 //! Packing, and reading back, goes through blocks of 32 steps: for each, all outputs of the panel are written while the
 //! block's few cache lines stay in L1. Going through the inputs of one output at a time instead misses
@@ -13,7 +15,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::WeightFormat;
+use super::{CodeRows, Rounding, WeightFormat};
 use crate::Kernels;
 
 /// Steps that are stored or read back at a time: 32 steps of 64 columns, and the lines of 64 rows that they
@@ -31,8 +33,11 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// Steps along the inputs, the last one padded.
+    /// Steps along the inputs, the last one padded; with 4 bits, the last group.
     pub(crate) const fn steps(&self) -> usize {
+        if self.format.is_4_bit() {
+            return self.k.div_ceil(self.group()) * (self.group() / self.format.step_inputs());
+        }
         self.k.div_ceil(self.format.step_inputs())
     }
 
@@ -48,17 +53,38 @@ impl Panels {
 
     /// Bytes of a panel.
     pub(crate) const fn bytes(&self) -> Option<usize> {
+        if self.format.is_4_bit() {
+            return self.k.div_ceil(self.group()).checked_mul(self.record_bytes());
+        }
         let Some(steps) = self.steps().checked_mul(self.format.step_bytes()) else { return None };
         steps.checked_mul(self.width)
     }
 
-    /// Scales of a panel.
+    /// Where some steps lie in a panel; with 4 bits, the records that they lie in.
+    pub(crate) const fn stored(&self, steps: &Range<usize>) -> Range<usize> {
+        if self.format.is_4_bit() {
+            let record_steps = self.group() / self.format.step_inputs();
+            let (first, last) = (steps.start / record_steps, steps.end.div_ceil(record_steps));
+            return first * self.record_bytes()..last * self.record_bytes();
+        }
+        let step_bytes = self.width * self.format.step_bytes();
+        steps.start * step_bytes..steps.end * step_bytes
+    }
+
+    /// Scales of a panel that lie behind its steps, minima included.
     pub(crate) const fn scales(&self) -> usize {
         match self.format {
             WeightFormat::Int8 => self.width,
-            WeightFormat::Int8Group(group) => self.k.div_ceil(group) * self.width,
-            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 => 0,
+            WeightFormat::Int8Group(_) | WeightFormat::Int8Min(_) => {
+                self.k.div_ceil(self.group()) * self.group_scales()
+            }
+            _ => 0,
         }
+    }
+
+    /// Numbers of a group of all outputs of a panel: scales, and minima.
+    pub(crate) const fn group_scales(&self) -> usize {
+        if self.format.has_min() { 2 * self.width } else { self.width }
     }
 
     /// The rows of the matrix in a panel: for each run of rows, the panel's column that the first one has.
@@ -111,35 +137,44 @@ impl Panels {
                     kernels.narrow_bf16(row, &mut bytemuck::cast_slice_mut(out)[..row.len()]);
                 });
             }
-            WeightFormat::Int8 | WeightFormat::Int8Group(_) => {
-                self.store_int8(kernels, column, rows, panel, scales);
+            _ => {
+                let groups = self.groups() * (rows.len() / self.k);
+                let (mut codes, mut own_scales) = (vec![0; rows.len()], vec![0.0; groups]);
+                let mut mins = vec![0.0; if self.format.has_min() { groups } else { 0 }];
+                let mut out = CodeRows { codes: &mut codes, scales: &mut own_scales, mins: &mut mins };
+                kernels.quantize_weights(self.format, self.k, rows, Rounding::Nearest, &mut out);
+                self.store_codes(column, &out, panel, scales);
             }
         }
     }
 
-    fn store_int8(
+    /// Stores rows of integers as the columns from `column` on of a panel, which is zeroed memory.
+    pub(crate) fn store_codes(
         &self,
-        kernels: &Kernels,
         column: usize,
-        rows: &[f32],
+        rows: &CodeRows<'_>,
         panel: &mut [u8],
         scales: &mut [f32],
     ) {
-        let groups = self.k.div_ceil(self.group());
-        let (mut row_scales, mut sums) = (vec![0.0; groups], vec![0; groups]);
-        let mut values = vec![0; rows.len()];
-        for (j, (row, values)) in rows.chunks_exact(self.k).zip(values.chunks_exact_mut(self.k)).enumerate() {
-            kernels.quantize_groups(row, self.group(), values, &mut row_scales, &mut sums);
+        if self.format.is_4_bit() {
+            return self.store_records(column, rows, panel);
+        }
+        let groups = self.groups();
+        for (j, row_scales) in rows.scales.chunks_exact(groups).enumerate() {
             for (g, &scale) in row_scales.iter().enumerate() {
-                scales[g * self.width + column + j] = scale;
+                scales[g * self.group_scales() + column + j] = scale;
             }
         }
-        self.store_steps(column, &values, 4, bytemuck::cast_slice_mut::<_, u32>(panel), |row, out| {
-            let out: &mut [u8] = bytemuck::cast_slice_mut(out);
-            out[row.len()..].fill(0x80);
-            for (out, &q) in out.iter_mut().zip(row) {
-                *out = q as u8 ^ 0x80;
+        for (j, row_mins) in rows.mins.chunks_exact(groups).enumerate() {
+            for (g, &min) in row_mins.iter().enumerate() {
+                scales[g * self.group_scales() + self.width + column + j] = min;
             }
+        }
+        let steps = bytemuck::cast_slice_mut::<_, u32>(panel);
+        self.store_steps(column, rows.codes, 4, steps, |row, out| {
+            let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+            out[row.len()..].fill(self.format.zero());
+            out[..row.len()].copy_from_slice(row);
         });
     }
 
@@ -167,16 +202,16 @@ impl Panels {
 
     /// Inputs that share a scale.
     pub(crate) const fn group(&self) -> usize {
-        match self.format {
-            WeightFormat::Int8Group(group) => group,
-            _ => {
-                if self.k == 0 {
-                    1
-                } else {
-                    self.k
-                }
-            }
+        match self.format.group() {
+            Some(group) => group,
+            None if self.k == 0 => 1,
+            None => self.k,
         }
+    }
+
+    /// Groups of a row.
+    pub(crate) const fn groups(&self) -> usize {
+        self.k.div_ceil(self.group())
     }
 
     /// The panels of some rows: for each run of rows that lie side by side in one, the panel, the column
@@ -221,20 +256,23 @@ impl Panels {
                     kernels.widen_bf16(&bytemuck::cast_slice(steps)[..row.len()], row);
                 });
             }
-            WeightFormat::Int8 | WeightFormat::Int8Group(_) => self.load_int8(column, panel, scales, out),
+            _ if self.format.is_4_bit() => self.load_records(column, panel, out),
+            _ => self.load_int8(column, panel, scales, out),
         }
     }
 
     fn load_int8(&self, column: usize, panel: &[u8], scales: &[f32], out: &mut [f32]) {
         // A block of inputs has several whole groups, or lies in one.
-        let group = self.group();
+        let (group, zero) = (self.group(), f32::from(self.format.zero()));
         let part = group.min(BLOCK * self.format.step_inputs());
         self.load_steps(column, bytemuck::cast_slice::<_, u32>(panel), out, |steps, j, first, row| {
             let steps: &[u8] = bytemuck::cast_slice(steps);
             for (i, (row, q)) in row.chunks_mut(part).zip(steps.chunks(part)).enumerate() {
-                let scale = scales[(first + i * part) / group * self.width + column + j];
-                for (w, q) in row.iter_mut().zip(q) {
-                    *w = f32::from((q ^ 0x80) as i8) * scale;
+                let at = (first + i * part) / group * self.group_scales() + column + j;
+                let (scale, min) =
+                    (scales[at], if self.format.has_min() { scales[at + self.width] } else { 0.0 });
+                for (w, &q) in row.iter_mut().zip(q) {
+                    *w = (f32::from(q) - zero) * scale + min;
                 }
             }
         });

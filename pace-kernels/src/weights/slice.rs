@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{PackedWeights, Panels, WeightFormat};
+use super::{PackedWeights, Panels};
 
 /// Inputs that a slice starts at a multiple of, unless the format's groups are larger: a group of
 /// quantised activations.
@@ -22,10 +22,7 @@ pub struct WeightSlice<'a> {
 impl PackedWeights {
     /// Inputs that a [slice](Self::slice) starts at a multiple of: 64, or the format's group if that is larger.
     pub fn input_unit(&self) -> usize {
-        match self.format() {
-            WeightFormat::Int8Group(group) => INPUTS.max(group),
-            _ => INPUTS,
-        }
+        INPUTS.max(self.format().group().unwrap_or(INPUTS))
     }
 
     /// The weights of some outputs and inputs. `outputs` are columns of a product, `0..result_cols()`:
@@ -89,15 +86,15 @@ impl WeightSlice<'_> {
             panic!("weights in rows have no panels");
         };
         let (weights, scales) = self.weights.panel(&whole, self.first_output / whole.result_width() + panel);
-        let step_bytes = whole.width * whole.format.step_bytes();
-        let weights = &weights[self.first_input / whole.format.step_inputs() * step_bytes..];
-        let scales = match whole.format {
-            WeightFormat::Int8Group(group) => {
-                &scales[self.first_input / group * whole.width..][..part.scales()]
+        let first = self.first_input / whole.format.step_inputs();
+        let weights = &weights[whole.stored(&(first..first + part.steps()))];
+        let scales = match whole.format.group() {
+            Some(group) if part.scales() > 0 => {
+                &scales[self.first_input / group * whole.group_scales()..][..part.scales()]
             }
             _ => scales,
         };
-        (&weights[..part.steps() * step_bytes], scales)
+        (weights, scales)
     }
 
     /// Bytes from a panel to the next.

@@ -235,6 +235,7 @@ const fn format(dtype: OpDType) -> WeightFormat {
         OpDType::F32 => WeightFormat::F32,
         OpDType::Bf16 => WeightFormat::Bf16,
         OpDType::Int8 => WeightFormat::Int8Group(64),
+        OpDType::Int4 => WeightFormat::Int4(32),
     }
 }
 

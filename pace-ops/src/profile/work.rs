@@ -35,7 +35,7 @@ impl From<OpDType> for Unit {
         match dtype {
             OpDType::F32 => Self::F32,
             OpDType::Bf16 => Self::Bf16,
-            OpDType::Int8 => Self::Int8,
+            OpDType::Int8 | OpDType::Int4 => Self::Int8,
         }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) const fn tolerance(dtype: OpDType) -> f64 {
     match dtype {
         OpDType::F32 => 2e-5,
         OpDType::Bf16 => 8e-3,
-        OpDType::Int8 => 4e-2,
+        OpDType::Int8 | OpDType::Int4 => 4e-2,
     }
 }
 
@@ -48,6 +48,12 @@ pub(crate) fn formats(dtype: OpDType) -> &'static [WeightFormat] {
         OpDType::F32 => &[WeightFormat::F32],
         OpDType::Bf16 => &[WeightFormat::Bf16],
         OpDType::Int8 => &[WeightFormat::Int8, WeightFormat::Int8Group(64)],
+        OpDType::Int4 => &[
+            WeightFormat::Int4(32),
+            WeightFormat::Int4Min(64),
+            WeightFormat::Int8Min(32),
+            WeightFormat::Mxfp4,
+        ],
     }
 }
 

@@ -123,7 +123,7 @@ struct Loaded {
 
 fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError> {
     let need = match &weights {
-        Weights::Files(files, _) => config.weights_need(files.spec()),
+        Weights::Files(files, _) => config.weights_need(files),
         Weights::Shared(..) => 0,
     };
     // The pools' threads inherit it.
@@ -149,6 +149,8 @@ fn load(weights: Weights, config: &EngineConfig) -> Result<Loaded, RuntimeError>
         pinned,
         load_time: start.elapsed(),
         weight_bytes: weights.bytes,
+        formats: files.packed_formats(&config.load),
+        losses: weights.losses.clone(),
         huge_share: weights.huge_share,
         weight_layout: weights.layout,
         remote_share: remote_share(config, &weights),

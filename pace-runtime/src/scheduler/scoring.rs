@@ -10,22 +10,31 @@ use crate::request::{Score, ScoreRequest, ScoreUpdate};
 /// Tokens between two progress updates.
 const PROGRESS_EVERY: usize = 64;
 
+/// Reads a position and the logits of the token after it.
+pub(crate) type ReadLogits = Box<dyn FnMut(usize, &[f32]) + Send>;
+
 /// A score in the making.
 pub(crate) struct Scoring {
     top: usize,
     /// The first token whose log-probability is wanted; at least 1.
     from: usize,
     score: Score,
+    /// Who else wants the logits.
+    read: Option<ReadLogits>,
     updates: Sender<ScoreUpdate>,
 }
 
 impl Scoring {
-    pub(crate) fn new(request: &ScoreRequest, updates: Sender<ScoreUpdate>) -> Self {
+    pub(crate) fn new(
+        request: &ScoreRequest,
+        read: Option<ReadLogits>,
+        updates: Sender<ScoreUpdate>,
+    ) -> Self {
         let n = request.tokens.len();
         let from = request.from.clamp(1, n);
         let mut logprobs = Vec::with_capacity(n);
         logprobs.resize(from, None);
-        Self { top: request.top, from, score: Score { logprobs, next: Vec::new() }, updates }
+        Self { top: request.top, from, score: Score { logprobs, next: Vec::new() }, read, updates }
     }
 
     /// How many of the last tokens before token `end` need logits: the one before the first wanted, and on.
@@ -41,6 +50,9 @@ impl Scoring {
         position: usize,
         logits: &[f32],
     ) -> bool {
+        if let Some(read) = &mut self.read {
+            read(position, logits);
+        }
         let norm = kernels.log_sum_exp(logits);
         let Some(&next) = tokens.get(position + 1) else {
             self.score.next = most_likely(logits, norm, self.top);
@@ -54,11 +66,16 @@ impl Scoring {
     }
 
     pub(crate) fn fail(self, error: RuntimeError) {
-        let _ = self.updates.send(ScoreUpdate::Failed(error));
+        let Self { read, updates, .. } = self;
+        drop(read);
+        let _ = updates.send(ScoreUpdate::Failed(error));
     }
 
     pub(crate) fn finish(self) {
-        let _ = self.updates.send(ScoreUpdate::Finished(self.score));
+        let Self { score, read, updates, .. } = self;
+        // What it holds is the caller's again when the end is heard of.
+        drop(read);
+        let _ = updates.send(ScoreUpdate::Finished(score));
     }
 }
 

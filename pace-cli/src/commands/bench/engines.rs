@@ -47,7 +47,7 @@ impl Setup {
             opened = Some((&engine.model, Arc::clone(&files)));
             workloads.iter().try_for_each(|workload| workload.check(files.spec().max_positions))?;
             let config = config(env, engine, workloads, profile)?;
-            config.choose(files.spec())?;
+            config.choose(&files)?;
             for &instances in &args.instances {
                 let (files, config) = (Arc::clone(&files), config.clone());
                 all.push(Self::new(files, config, instances as usize)?);
@@ -67,12 +67,10 @@ impl Setup {
         Ok(Self { files, config, parts })
     }
 
-    /// The name of the weights' type.
-    pub(super) const fn dtype(&self) -> &'static str {
-        match self.config.load.activations {
-            DType::F32 => "f32",
-            DType::F16 | DType::Bf16 => "bf16",
-        }
+    /// The format of most of the weights.
+    pub(super) fn dtype(&self) -> String {
+        let formats = self.files.packed_formats(&self.config.load);
+        formats.shares(self.files.spec()).first().map_or_else(String::new, |(format, _)| format.to_string())
     }
 }
 

@@ -136,7 +136,7 @@ impl Figures {
     fn new(setup: &Setup, workload: &Workload, measured: &Measured) -> Self {
         let (mean, deviation) = mean_and_sd(&measured.samples);
         let config = &setup.config;
-        let work = Work::new(workload, setup.files.spec(), &config.load, config.batching.prefill_chunk.get());
+        let work = Work::new(workload, &setup.files, &config.load, config.batching.prefill_chunk.get());
         // How often all instances together do the work of one.
         let a_second = mean / workload.tokens() as f64;
         Self {
@@ -185,6 +185,8 @@ fn fields(
         "limits": measured.limits,
         "operators": operators::to_json(&info.operators),
         "demotions": operators::demotions(info),
+        "formats": operators::formats_json(&info.formats, &info.spec),
+        "losses": operators::losses_json(&info.losses),
         "bit_equal": info.bit_equal,
         "huge_page_share": info.huge_share,
     });
@@ -238,7 +240,7 @@ fn cells(
         setup.files.name().to_owned(),
         bytes(info.weight_bytes),
         count(info.spec.parameters()),
-        setup.dtype().to_owned(),
+        setup.dtype(),
         info.isa.to_string(),
         op_config(&setup.config.load.operators),
     ];

@@ -4,8 +4,8 @@ use std::fmt;
 
 use anyhow::Result;
 use pace_kernels::{Unit, WeightFormat};
-use pace_models::{DecoderSpec, LoadOptions};
-use pace_runtime::Limits;
+use pace_models::{DecoderSpec, LoadOptions, ModelFormats};
+use pace_runtime::{Limits, ModelFiles};
 
 use crate::args::BenchArgs;
 use crate::exit::Usage;
@@ -102,12 +102,26 @@ struct Part {
 
 impl Work {
     /// `chunk` prompt tokens at most are in one forward.
-    pub(super) fn new(workload: &Workload, spec: &DecoderSpec, load: &LoadOptions, chunk: usize) -> Self {
-        let model = Costs::new(spec, load);
+    pub(super) fn new(workload: &Workload, files: &ModelFiles, load: &LoadOptions, chunk: usize) -> Self {
+        Self::of(workload, files.spec(), &files.packed_formats(load), load, chunk)
+    }
+
+    fn of(
+        workload: &Workload,
+        spec: &DecoderSpec,
+        formats: &ModelFormats,
+        load: &LoadOptions,
+        chunk: usize,
+    ) -> Self {
+        let model = Costs::new(spec, formats, load);
         let Workload { n_prompt, n_gen, depth, batch } = *workload;
         let prefill = model.prefill(batch, depth, n_prompt, chunk);
         let decode = model.decode(batch, depth + n_prompt, n_gen);
-        Self { prefill, decode, unit: unit(load.weights) }
+        Self {
+            prefill,
+            decode,
+            unit: unit(formats.shares(spec).first().map_or(load.weights, |share| share.0)),
+        }
     }
 
     pub(super) fn flops(&self) -> f64 {
@@ -136,13 +150,13 @@ struct Costs {
 }
 
 impl Costs {
-    fn new(spec: &DecoderSpec, load: &LoadOptions) -> Self {
+    fn new(spec: &DecoderSpec, formats: &ModelFormats, load: &LoadOptions) -> Self {
         let head = spec.vocab_size * spec.hidden;
         let layers = spec.parameters() - if spec.tied_embeddings { head } else { 2 * head };
-        let weights = |n: usize| (n as f64, load.weights.bytes(n) as f64);
+        let (layer_bytes, head_bytes) = formats.forward_bytes(spec);
         Self {
-            layers: weights(layers),
-            head: weights(head),
+            layers: (layers as f64, layer_bytes as f64),
+            head: (head as f64, head_bytes as f64),
             attention: (4 * spec.n_layers * spec.n_heads * spec.head_dim) as f64,
             kv: spec.kv_bytes_per_token(load.kv) as f64,
         }
@@ -187,7 +201,7 @@ const fn unit(format: WeightFormat) -> Unit {
     match format {
         WeightFormat::F32 | WeightFormat::F16 => Unit::F32,
         WeightFormat::Bf16 => Unit::Bf16,
-        WeightFormat::Int8 | WeightFormat::Int8Group(_) => Unit::Int8,
+        _ => Unit::Int8,
     }
 }
 
@@ -195,7 +209,8 @@ const fn unit(format: WeightFormat) -> Unit {
 mod tests {
     use super::*;
     use pace_kernels::DType;
-    use pace_models::weights::random::random_spec;
+    use pace_models::Architecture;
+    use pace_models::weights::random::{RandomSource, random_spec};
 
     const NONE: Workload = Workload { n_prompt: 0, n_gen: 0, depth: 0, batch: 1 };
 
@@ -222,7 +237,9 @@ mod tests {
     fn a_llama_of_one_billion_reads_and_computes_what_its_shape_says() {
         let (spec, load) =
             (random_spec("llama-1b").unwrap(), LoadOptions::new(WeightFormat::Bf16, DType::Bf16));
-        let work = |workload: &Workload| Work::new(workload, &spec, &load, 512);
+        let source = RandomSource::new(&spec, 1);
+        let formats = ModelFormats::new(&source, Architecture::Llama, &spec, &load);
+        let work = |workload: &Workload| Work::of(workload, &spec, &formats, &load, 512);
         let close = |got: f64, want: f64| assert!((got / want - 1.0).abs() < 1e-3, "{got:e} is not {want:e}");
         let (layers, head, kv) = (973.1e6, 262.7e6, 32_768.0);
         let decode = work(&Workload { n_gen: 2, depth: 100, ..NONE }).decode;

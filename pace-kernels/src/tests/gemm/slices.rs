@@ -75,7 +75,7 @@ fn in_parts(
 
 /// Inputs that a slice of this format starts at a multiple of.
 fn unit(format: WeightFormat) -> usize {
-    if let WeightFormat::Int8Group(group) = format { group.max(64) } else { 64 }
+    format.group().map_or(64, |group| group.max(64))
 }
 
 /// Cuts along k at multiples of `unit`, the last one at k.

@@ -1,0 +1,124 @@
+//! Flags that make integers of weights.
+
+use clap::{Args, ValueEnum};
+use pace_kernels::{ActQuant, WeightFormat};
+use pace_models::LoadOptions;
+
+/// How weights become integers.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct QuantArgs {
+    /// Quantise weights while they are loaded: int8, int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or
+    /// none. Groups are 32, 64 or 128 inputs with a scale of their own; int4 is int4:32 [default: as the files have them].
+    #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
+    pub(crate) quant: Option<Quant>,
+    /// The same for embedding and LM head [default: as --quant; int8:64 where that has 4 bits].
+    #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
+    pub(crate) quant_lm_head: Option<Quant>,
+    /// How weights are rounded by --quant.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) quant_rounding: RoundingChoice,
+    /// Scales of activations that multiply integer weights: for each group of 64 inputs (32 for weights of 4 bits), or one a
+    /// token, which is faster with --quant int8 and loses more.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) act_quant: ActQuantChoice,
+}
+
+/// A value of `--quant`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quant {
+    /// As floating-point numbers.
+    None,
+    /// In a format of integers.
+    Format(WeightFormat),
+}
+
+/// `--quant-rounding`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoundingChoice {
+    /// Scales of the least squared error among some candidates.
+    #[default]
+    Search,
+    /// Scales from the largest weight of a group.
+    Nearest,
+}
+
+/// `--act-quant`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ActQuantChoice {
+    #[default]
+    Groups,
+    Token,
+}
+
+impl QuantArgs {
+    /// Puts what the flags say into `load`. `as_stored`: without `--quant`, matrices of integers stay what they are.
+    pub(crate) fn apply(&self, load: &mut LoadOptions, as_stored: bool) {
+        let float = load.weights;
+        let format = |quant| match quant {
+            Quant::None => float,
+            Quant::Format(format) => format,
+        };
+        load.own_formats = as_stored && self.quant.is_none();
+        load.weights = self.quant.map_or(float, format);
+        let head = load.weights.is_4_bit().then_some(WeightFormat::Int8Group(64));
+        load.lm_head = self.quant_lm_head.map(format).or(head);
+        load.search_scales = self.quant_rounding == RoundingChoice::Search;
+        load.act_quant = match self.act_quant {
+            ActQuantChoice::Groups => ActQuant::Groups,
+            ActQuantChoice::Token => ActQuant::Token,
+        };
+    }
+}
+
+/// A format of integers by its name; int4 alone has groups of 32.
+fn quant_format(name: &str) -> Result<Quant, String> {
+    match name.to_ascii_lowercase().as_str() {
+        "none" => Ok(Quant::None),
+        "int4" => Ok(Quant::Format(WeightFormat::Int4(32))),
+        "int4m" => Ok(Quant::Format(WeightFormat::Int4Min(32))),
+        lower => match lower.parse::<WeightFormat>() {
+            Ok(format) if format.is_quantised() => Ok(Quant::Format(format)),
+            _ => Err("right are none, int8, int8:G (G 16, 32, 64, 128 or 256), int8m:G, int4, int4:G (G 32, 64 or 128), \
+                      int4m:G and mxfp4"
+                .to_owned()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_have_names_and_others_are_refused() {
+        let format = |name| match quant_format(name) {
+            Ok(Quant::Format(format)) => Some(format),
+            _ => None,
+        };
+        assert_eq!(quant_format("none"), Ok(Quant::None));
+        assert_eq!(format("int4"), Some(WeightFormat::Int4(32)));
+        assert_eq!(format("INT4:128"), Some(WeightFormat::Int4(128)));
+        assert_eq!(format("int8"), Some(WeightFormat::Int8));
+        assert_eq!(format("int8:64"), Some(WeightFormat::Int8Group(64)));
+        for wrong in ["bf16", "int4:16", "int8:48", "int2", ""] {
+            assert!(quant_format(wrong).unwrap_err().contains("int4:G"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_asked_for_stays_as_it_is() {
+        let load = |args: QuantArgs, as_stored| {
+            let mut load = LoadOptions::new(WeightFormat::Bf16, pace_kernels::DType::Bf16);
+            args.apply(&mut load, as_stored);
+            (load.weights, load.lm_head, load.own_formats)
+        };
+        assert_eq!(load(QuantArgs::default(), true), (WeightFormat::Bf16, None, true));
+        assert_eq!(load(QuantArgs::default(), false), (WeightFormat::Bf16, None, false));
+        let int4 = QuantArgs { quant: Some(Quant::Format(WeightFormat::Int4(64))), ..QuantArgs::default() };
+        let head = Some(WeightFormat::Int8Group(64));
+        assert_eq!(load(int4.clone(), true), (WeightFormat::Int4(64), head, false));
+        let none = QuantArgs { quant_lm_head: Some(Quant::None), ..int4 };
+        assert_eq!(load(none, true), (WeightFormat::Int4(64), Some(WeightFormat::Bf16), false));
+    }
+}
