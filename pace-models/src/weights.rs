@@ -1,14 +1,16 @@
 //! Where weights come from: [`WeightSource`] and its three implementations.
 //!
-//! A source hands out rows of a named tensor as f32; packing rounds them to the format that is kept. No source
-//! ever holds a whole tensor in f32.
+//! A source hands out rows of a named tensor as f32, which packing rounds to the format that is kept, or where they are
+//! stored as integers with scales as these. No source ever holds a whole tensor in f32.
 
+pub mod codes;
 pub mod gguf;
 pub mod random;
 pub mod safetensors;
 
 use std::path::Path;
 
+use self::codes::{CodeRows, WeightFormat};
 use crate::ModelError;
 
 /// How a source names its tensors.
@@ -59,6 +61,44 @@ pub trait WeightSource: Send + Sync {
     /// All others of [`read_f32`](Self::read_f32).
     fn read_any_f32(&self, name: &str, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
         self.read_f32(name, start, out)
+    }
+
+    /// The format that holds the integers and scales of `name` as they are stored; none for a tensor of floating-point
+    /// numbers, or of integers that no format holds.
+    fn codes(&self, name: &str) -> Option<WeightFormat> {
+        let _ = name;
+        None
+    }
+
+    /// Reads rows of a matrix as integers, from row `first_row` on and as many as `rows` has room for, in `format`: the
+    /// one of [`codes`](Self::codes), or one that [`codes::join`] makes of it and another.
+    ///
+    /// # Errors
+    /// The tensor is unknown or has no integers, `format` does not hold them, the rows leave the tensor, the file cannot
+    /// be read or has changed, or a scale or a minimum is NaN, infinite or, where it cannot be right, 0.
+    fn read_codes(
+        &self,
+        name: &str,
+        first_row: usize,
+        format: WeightFormat,
+        rows: &mut CodeRows<'_>,
+    ) -> Result<(), ModelError> {
+        let _ = (first_row, format, rows);
+        Err(ModelError::tensor(self.path(name), name, "is not stored as integers with scales"))
+    }
+
+    /// As [`read_codes`](Self::read_codes), whatever the scales are.
+    ///
+    /// # Errors
+    /// All others of [`read_codes`](Self::read_codes).
+    fn read_any_codes(
+        &self,
+        name: &str,
+        first_row: usize,
+        format: WeightFormat,
+        rows: &mut CodeRows<'_>,
+    ) -> Result<(), ModelError> {
+        self.read_codes(name, first_row, format, rows)
     }
 
     /// Reads the files through mappings from now on, or no longer. A mapping shares the system's copy of a file, and each

@@ -30,6 +30,7 @@ SCALES = {
     Kind.Q6_K: (208,),
     Kind.Q8_K: (0,),
     Kind.IQ4_NL: (0,),
+    Kind.MXFP4: (0,),
 }
 # One kind of scale a block: as weights have them, subnormal in f16, the largest, a negative zero.
 CASES = ("ordinary", "subnormal", "largest", "zero")
@@ -48,14 +49,32 @@ def scale(case: str, rng: np.random.Generator) -> float:
     return -0.0
 
 
+def exponent(case: str, rng: np.random.Generator) -> int:
+    """The exponent of a scale of MXFP4: below 2 the scale is subnormal in f32, and above 251 the largest number infinite."""
+    match case:
+        case "ordinary":
+            return rng.integers(100, 130)
+        case "subnormal":
+            return 1
+        case "largest":
+            return 251
+    return 0
+
+
+def stored_scale(kind: Kind, case: str, rng: np.random.Generator) -> np.ndarray:
+    """A scale in the type that blocks of a kind have."""
+    if kind == Kind.MXFP4:
+        return np.array([exponent(case, rng)], np.uint8)
+    return np.array([scale(case, rng)], np.float32 if kind == Kind.Q8_K else np.float16)
+
+
 def blocks(kind: Kind, rng: np.random.Generator) -> np.ndarray:
     """Random bytes, one block a row."""
     _, size = gguf.GGML_QUANT_SIZES[kind]
     rows = rng.integers(0, 256, (len(CASES), size), dtype=np.uint8)
-    dtype = np.float32 if kind == Kind.Q8_K else np.float16
     for row, case in zip(rows, CASES):
         for at in SCALES[kind]:
-            stored = np.array([scale(case, rng)], dtype).view(np.uint8)
+            stored = stored_scale(kind, case, rng).view(np.uint8)
             row[at : at + stored.size] = stored
     return rows
 

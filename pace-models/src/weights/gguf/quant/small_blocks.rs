@@ -1,68 +1,77 @@
-//! Blocks of 32 numbers with a scale each.
+//! Blocks of 32 numbers with a scale each, as integers.
 //!
 //! The low nibbles of 16 bytes are the first half of the block, the high nibbles the second.
 
-use super::f16_at;
+use super::{ScaleAndMin, f16_at};
 
 /// `{f16 d, u8 q[16]}`: d * (q - 8).
-pub(super) fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let d = f16_at(block, 0);
-    nibbles(&block[2..], out, |q| d * (f32::from(q) - 8.0));
+pub(super) fn q4_0(block: &[u8; 18], codes: &mut [u8; 32]) -> [f32; 1] {
+    nibbles(&block[2..], codes, |q| q);
+    [f16_at(block, 0)]
 }
 
-/// `{f16 d, f16 m, u8 q[16]}`: d * q + m, each step rounded.
-pub(super) fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let (d, m) = (f16_at(block, 0), f16_at(block, 2));
-    nibbles(&block[4..], out, |q| d * f32::from(q) + m);
+/// `{f16 d, f16 m, u8 q[16]}`: d * q + m.
+pub(super) fn q4_1(block: &[u8; 20], codes: &mut [u8; 32]) -> [ScaleAndMin; 1] {
+    nibbles(&block[4..], codes, |q| q);
+    [(f16_at(block, 0), f16_at(block, 2))]
 }
 
 /// `{f16 d, u32 high, u8 q[16]}`: d * (q - 16); bit j of `high` is the fifth bit of number j.
-pub(super) fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
-    let d = f16_at(block, 0);
-    five_bits(&block[2..], out, |q| d * (f32::from(q) - 16.0));
+pub(super) fn q5_0(block: &[u8; 22], codes: &mut [u8; 32]) -> [f32; 1] {
+    five_bits(&block[2..], codes, |q| q + (128 - 16));
+    [f16_at(block, 0)]
 }
 
-/// `{f16 d, f16 m, u32 high, u8 q[16]}`: d * q + m, each step rounded; `high` as in Q5_0.
-pub(super) fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
-    let (d, m) = (f16_at(block, 0), f16_at(block, 2));
-    five_bits(&block[4..], out, |q| d * f32::from(q) + m);
+/// `{f16 d, f16 m, u32 high, u8 q[16]}`: d * q + m; `high` as in Q5_0.
+pub(super) fn q5_1(block: &[u8; 24], codes: &mut [u8; 32]) -> [ScaleAndMin; 1] {
+    five_bits(&block[4..], codes, |q| q);
+    [(f16_at(block, 0), f16_at(block, 2))]
 }
 
 /// `{f16 d, i8 q[32]}`: d * q.
-pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let d = f16_at(block, 0);
-    for (&q, out) in block[2..].iter().zip(out) {
-        *out = d * f32::from(q.cast_signed());
+pub(super) fn q8_0(block: &[u8; 34], codes: &mut [u8; 32]) -> [f32; 1] {
+    for (code, q) in codes.iter_mut().zip(&block[2..]) {
+        *code = q ^ 0x80;
     }
+    [f16_at(block, 0)]
 }
 
 /// `{f16 d, u8 q[16]}`: d * LEVELS\[q\].
-pub(super) fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
+pub(super) fn iq4_nl(block: &[u8; 18], codes: &mut [u8; 32]) -> [f32; 1] {
     /// Denser around zero, where most weights are.
-    const LEVELS: [f32; 16] = [
-        -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0,
-        113.0,
-    ];
-    let d = f16_at(block, 0);
-    nibbles(&block[2..], out, |q| d * LEVELS[usize::from(q & 15)]);
+    const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+    nibbles(&block[2..], codes, |q| LEVELS[usize::from(q & 15)].cast_unsigned() ^ 0x80);
+    [f16_at(block, 0)]
 }
 
-/// `value` of every nibble of the 16 bytes `q`.
-fn nibbles(q: &[u8], out: &mut [f32; 32], value: impl Fn(u8) -> f32) {
-    let (low, high) = out.split_at_mut(16);
+/// `{u8 e, u8 q[16]}`: 2^(e - 127) times the number E2M1 of q. An exponent of 255 is not a number.
+pub(super) fn mxfp4(block: &[u8; 17], codes: &mut [u8; 32]) -> [f32; 1] {
+    /// 2^-127, which is too small for an exponent of its own in f32.
+    const SMALLEST: u32 = 1 << 22;
+    nibbles(&block[1..], codes, |q| q);
+    [match block[0] {
+        0 => f32::from_bits(SMALLEST),
+        255 => f32::NAN,
+        e => f32::from_bits(u32::from(e) << 23),
+    }]
+}
+
+/// `code` of every nibble of the 16 bytes `q`.
+fn nibbles(q: &[u8], codes: &mut [u8; 32], code: impl Fn(u8) -> u8) {
+    let (low, high) = codes.split_at_mut(16);
     for ((&q, low), high) in q.iter().zip(low).zip(high) {
-        *low = value(q & 15);
-        *high = value(q >> 4);
+        *low = code(q & 15);
+        *high = code(q >> 4);
     }
 }
 
-/// `value` of every number of `{u32 high, u8 q[16]}`.
-fn five_bits(block: &[u8], out: &mut [f32; 32], value: impl Fn(u8) -> f32) {
+/// `code` of every number of `{u32 high, u8 q[16]}`.
+fn five_bits(block: &[u8], codes: &mut [u8; 32], code: impl Fn(u8) -> u8) {
     let fifths = u32::from_le_bytes([block[0], block[1], block[2], block[3]]);
     let fifth = |j: usize| ((fifths >> j & 1) as u8) << 4;
-    let (low, high) = out.split_at_mut(16);
+    let (low, high) = codes.split_at_mut(16);
     for (j, ((&q, low), high)) in block[4..].iter().zip(low).zip(high).enumerate() {
-        *low = value(q & 15 | fifth(j));
-        *high = value(q >> 4 | fifth(j + 16));
+        *low = code(q & 15 | fifth(j));
+        *high = code(q >> 4 | fifth(j + 16));
     }
 }

@@ -30,10 +30,10 @@ fn bits(numbers: &[f32]) -> Vec<u32> {
 fn every_quantised_type_has_vectors() {
     let names: Vec<_> = vectors().iter().map(|(kind, ..)| kind.name).collect();
     for kind in (0..64).filter_map(GgmlType::from_id) {
-        let wanted = kind.block_len > 1 && kind.dequantise.is_some();
+        let wanted = kind.block_len > 1 && kind.is_readable();
         assert_eq!(names.contains(&kind.name), wanted, "{}", kind.name);
     }
-    let wanted = ["Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ4_NL"];
+    let wanted = ["Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ4_NL", "MXFP4"];
     assert!(wanted.iter().all(|name| names.contains(name)), "{names:?}");
 }
 
