@@ -2,7 +2,7 @@
 
 mod codes;
 mod format;
-pub(crate) mod four_bits;
+mod four_bits;
 mod panels;
 mod quantize;
 mod slice;
@@ -174,9 +174,7 @@ impl PackedWeights {
             first.unless_failed(|| {
                 let (steps, scales) = record.row_mut(0).split_at_mut(weights);
                 let steps = bytemuck::cast_slice_mut(steps);
-                panels
-                    .rows(panel)
-                    .try_for_each(|(column, rows)| store(column, rows, scratch, steps, scales))
+                panels.rows(panel).try_for_each(|(column, rows)| store(column, rows, scratch, steps, scales))
             });
         });
         first.into_result().map_err(PackError::Fill)
@@ -326,7 +324,11 @@ impl PackedWeights {
 }
 
 fn check_spec(spec: PackSpec, n: usize) {
-    assert!(spec.format.is_known(), "{}: int8 has groups of 16 to 256 inputs, int4 of 32 to 128", spec.format);
+    assert!(
+        spec.format.is_known(),
+        "{}: int8 has groups of 16 to 256 inputs, int4 of 32 to 128",
+        spec.format
+    );
     match spec.layout {
         WeightLayout::Rows => {
             assert!(!spec.format.is_quantised(), "{} weights are packed in panels", spec.format);

@@ -66,7 +66,9 @@ impl WeightFormat {
     /// Inputs that share a scale, for formats with groups.
     pub const fn group(self) -> Option<usize> {
         match self {
-            Self::Int8Group(group) | Self::Int8Min(group) | Self::Int4(group) | Self::Int4Min(group) => Some(group),
+            Self::Int8Group(group) | Self::Int8Min(group) | Self::Int4(group) | Self::Int4Min(group) => {
+                Some(group)
+            }
             Self::Mxfp4 => Some(MX_GROUP),
             Self::F32 | Self::F16 | Self::Bf16 | Self::Int8 => None,
         }
@@ -151,7 +153,8 @@ impl FromStr for WeightFormat {
     type Err = UnknownWeightFormat;
 
     fn from_str(name: &str) -> Result<Self, UnknownWeightFormat> {
-        let of_group = |group| [Self::Int8Group, Self::Int8Min, Self::Int4, Self::Int4Min].map(|of| of(group));
+        let of_group =
+            |group| [Self::Int8Group, Self::Int8Min, Self::Int4, Self::Int4Min].map(|of| of(group));
         Self::ALL
             .into_iter()
             .chain([16, 32, 64, 128, 256].into_iter().flat_map(of_group))

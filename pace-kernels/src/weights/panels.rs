@@ -269,7 +269,8 @@ impl Panels {
             let steps: &[u8] = bytemuck::cast_slice(steps);
             for (i, (row, q)) in row.chunks_mut(part).zip(steps.chunks(part)).enumerate() {
                 let at = (first + i * part) / group * self.group_scales() + column + j;
-                let (scale, min) = (scales[at], if self.format.has_min() { scales[at + self.width] } else { 0.0 });
+                let (scale, min) =
+                    (scales[at], if self.format.has_min() { scales[at + self.width] } else { 0.0 });
                 for (w, &q) in row.iter_mut().zip(q) {
                     *w = (f32::from(q) - zero) * scale + min;
                 }
