@@ -14,6 +14,15 @@ use pace_ops::{BuildCx, Linear, OpDType, OpShape, Operator};
 const SHAPES: [(usize, usize, usize); 4] =
     [(1, 2048, 8192), (4, 2048, 8192), (16, 2048, 8192), (512, 2048, 2048)];
 
+const FORMATS: [WeightFormat; 6] = [
+    WeightFormat::F32,
+    WeightFormat::F16,
+    WeightFormat::Bf16,
+    WeightFormat::Int8Group(64),
+    WeightFormat::Int4(32),
+    WeightFormat::Mxfp4,
+];
+
 fn pack(bench: &Bench, spec: PackSpec, weights: &[f32], n: usize, k: usize) -> Arc<PackedWeights> {
     let packed = PackedWeights::pack(spec, n, k, &bench.cx().par, |rows, out| {
         out.copy_from_slice(&weights[rows.start * k..rows.end * k]);
@@ -40,11 +49,10 @@ fn linear(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear");
     for (m, k, n) in SHAPES {
         let (a, w) = (numbers(1, m * k), numbers(2, n * k));
-        for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8Group(64)]
-        {
+        for format in FORMATS {
             let shape = OpShape::matrix(Operator::Linear, format.into(), n, k);
             // f32 sums; activations rounded to bf16 or to int8 before they are multiplied.
-            let tolerance = [1e-5, 1e-2, 4e-2][OpDType::from(format) as usize];
+            let tolerance = [1e-5, 1e-2, 4e-2, 4e-2][OpDType::from(format) as usize];
             for &backend in Operator::Linear.backends() {
                 if build.resolve(shape, backend.into()).is_err() {
                     continue;

@@ -97,14 +97,17 @@ impl Options {
 }
 
 /// Names of the kernels, in the order of the report.
-pub const KERNELS: [&str; 14] = [
+pub const KERNELS: [&str; 17] = [
     "gemm_f32",
     "gemm_crate_f32",
     "gemm_bf16",
     "gemm_int8",
     "gemm_int8_g64",
+    "gemm_int4",
     "gemv_bf16",
     "gemv_int8",
+    "gemv_int8_g64",
+    "gemv_int4",
     "skinny_bf16",
     "attn_prefill",
     "attn_decode",

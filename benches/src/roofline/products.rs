@@ -13,6 +13,9 @@ use crate::{Bench, check, numbers};
 const SHAPES: [(usize, usize); 4] = [(2048, 2048), (2048, 8192), (8192, 2048), (4096, 11008)];
 const MANY_ROWS: [usize; 2] = [512, 2048];
 
+/// The 4-bit format: groups as small as they come, with the most scales to read.
+const INT4: WeightFormat = WeightFormat::Int4(32);
+
 /// Inputs of the products that read a gibibyte of weights.
 const STREAM_K: usize = 4096;
 const STREAM_BYTES: usize = 1 << 30;
@@ -107,6 +110,7 @@ pub(super) fn measure(
         ("gemm_bf16", WeightFormat::Bf16, ActQuant::Groups, Unit::Bf16),
         ("gemm_int8", WeightFormat::Int8, ActQuant::Token, Unit::Int8),
         ("gemm_int8_g64", WeightFormat::Int8, ActQuant::Groups, Unit::Int8),
+        ("gemm_int4", INT4, ActQuant::Groups, Unit::Int8),
     ];
     for (kernel, format, quant, unit) in kinds {
         let beside = format == WeightFormat::F32 && options.wants("gemm_crate_f32");
@@ -131,9 +135,16 @@ pub(super) fn measure(
             rows.push(library(bench, limits, options, m, k, n));
         }
     }
-    stream(bench, limits, options, progress, rows, ("gemv_bf16", WeightFormat::Bf16, &[1]));
-    stream(bench, limits, options, progress, rows, ("gemv_int8", WeightFormat::Int8, &[1]));
-    stream(bench, limits, options, progress, rows, ("skinny_bf16", WeightFormat::Bf16, &[4, 8, 16]));
+    let streams: [(_, _, &[usize]); 5] = [
+        ("gemv_bf16", WeightFormat::Bf16, &[1]),
+        ("gemv_int8", WeightFormat::Int8, &[1, 8]),
+        ("gemv_int8_g64", WeightFormat::Int8Group(64), &[1, 8]),
+        ("gemv_int4", INT4, &[1, 8]),
+        ("skinny_bf16", WeightFormat::Bf16, &[4, 8, 16]),
+    ];
+    for what in streams {
+        stream(bench, limits, options, progress, rows, what);
+    }
 }
 
 /// The `gemm` crate on the same f32 shape, with the right operand in the order it likes best and the
@@ -182,7 +193,8 @@ fn stream(
         let got = if m == 1 {
             paired(options.samples, || limits.read(), || giga_rate(bytes, || product.run()))
         } else {
-            let limit = || limits.peak(Unit::Bf16).min(limits.read() * flops / bytes);
+            let unit = if format.is_quantised() { Unit::Int8 } else { Unit::Bf16 };
+            let limit = || limits.peak(unit).min(limits.read() * flops / bytes);
             paired(options.samples, limit, || giga_rate(flops, || product.run()))
         };
         rows.push(product.row(kernel, if m == 1 { "GB/s" } else { "GFLOP/s" }, got));

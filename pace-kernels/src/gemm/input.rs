@@ -109,6 +109,11 @@ impl Form {
         let q: &mut [i8] = bytemuck::cast_slice_mut(steps);
         let (q, padding) = q.split_at_mut(a.cols());
         padding.fill(0);
+        // Weights of 4 bits are padded to whole groups of their own, which may be several of activations.
+        let groups = q.len().div_ceil(self.group);
+        scales[groups..].fill(0.0);
+        offsets[groups..].fill(0);
+        let (scales, offsets) = (&mut scales[..groups], &mut offsets[..groups]);
         let quantize = |group, q: &mut [i8], scales: &mut [f32], sums: &mut [i32]| match a {
             ActRef::F32(a) => kernels.quantize_groups(a.row(i), group, q, scales, sums),
             ActRef::Bf16(a) => kernels.quantize_groups(a.row(i), group, q, scales, sums),

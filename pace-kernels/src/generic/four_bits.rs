@@ -12,7 +12,7 @@
 // The loops run over registers, which indices name.
 #![allow(clippy::needless_range_loop)]
 
-use super::tile::{add_scaled, sums_at};
+use super::tile::{scale_and_sum, sums_at};
 use crate::gemm::tile::{Dots, MAX_4_BIT_ROWS, PREFETCH_STEPS, TileArgs};
 
 /// Lines of a panel that a group of activations multiplies: of 8 inputs each.
@@ -45,21 +45,31 @@ pub(crate) unsafe fn tile<L: Dots>(lanes: L, t: &TileArgs) {
 #[inline(always)]
 unsafe fn rows<L: Dots, const R: usize>(lanes: L, t: &TileArgs) {
     let wide = R <= 2 && t.width >= 4 * L::LANES;
-    // SAFETY: passed on to the caller; 4 vectors divide a panel that has as many.
+    // SAFETY: passed on to the caller; 4 vectors divide a panel that has as many. There are R rows of sums.
     unsafe {
-        match (t.four_bits.is_e2m1, wide) {
-            (false, true) => groups::<L, R, 4, false>(lanes, t),
-            (false, false) => groups::<L, R, 2, false>(lanes, t),
-            (true, true) => groups::<L, R, 4, true>(lanes, t),
-            (true, false) => groups::<L, R, 2, true>(lanes, t),
+        if !t.resume {
+            for r in 0..R {
+                t.sums.add(r * t.sums_stride).write_bytes(0, t.width);
+            }
+        }
+        match (t.four_bits.is_e2m1, t.has_min, wide) {
+            (true, _, true) => groups::<L, R, 4, true, false>(lanes, t),
+            (true, _, false) => groups::<L, R, 2, true, false>(lanes, t),
+            (false, true, true) => groups::<L, R, 4, false, true>(lanes, t),
+            (false, true, false) => groups::<L, R, 2, false, true>(lanes, t),
+            (false, false, true) => groups::<L, R, 4, false, false>(lanes, t),
+            (false, false, false) => groups::<L, R, 2, false, false>(lanes, t),
         }
     }
 }
 
 /// # Safety
-/// As [`rows`], and N vectors divide the panel.
+/// As [`rows`], and N vectors divide the panel. The sums are there to be added to.
 #[inline(always)]
-unsafe fn groups<L: Dots, const R: usize, const N: usize, const E2M1: bool>(lanes: L, t: &TileArgs) {
+unsafe fn groups<L: Dots, const R: usize, const N: usize, const E2M1: bool, const MIN: bool>(
+    lanes: L,
+    t: &TileArgs,
+) {
     let (line, head) = (t.width * 4, t.w_stride * size_of::<u16>());
     let record_bytes = head + ((LINES * line) << t.w_shift);
     let table = lanes.table(&t.four_bits.int8);
@@ -75,7 +85,7 @@ unsafe fn groups<L: Dots, const R: usize, const N: usize, const E2M1: bool>(lane
             let record = t.w.add((group >> t.w_shift) * record_bytes);
             let lines = record.add(head + part * LINES * line);
             for column in (0..t.width).step_by(N * L::LANES) {
-                strip::<L, R, N, E2M1>(lanes, t, table, record, lines, group, column);
+                strip::<L, R, N, E2M1, MIN>(lanes, t, table, record, lines, group, column);
             }
         }
     }
@@ -87,7 +97,7 @@ unsafe fn groups<L: Dots, const R: usize, const N: usize, const E2M1: bool>(lane
 /// # Safety
 /// As [`groups`]; `record` is the group's, `lines` are its own, and the strip lies in the panel.
 #[inline(always)]
-unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool>(
+unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool, const MIN: bool>(
     lanes: L,
     t: &TileArgs,
     table: L::Table,
@@ -100,12 +110,15 @@ unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool>(
     // SAFETY: `sums` holds R rows of the panel's width, `a` R rows of the steps; scales and offsets are there for every row
     // and group.
     unsafe {
-        for r in 0..R {
-            let offset = *t.a_offsets.add(r * t.a_groups + group);
-            let offset = if E2M1 { offset } else { offset >> 4 };
-            acc[r] = [lanes.splat_i32(if t.has_min { 0 } else { offset }); N];
+        if !MIN {
+            for r in 0..R {
+                let offset = *t.a_offsets.add(r * t.a_groups + group);
+                acc[r] = [lanes.splat_i32(if E2M1 { offset } else { offset >> 4 }); N];
+            }
         }
-        for i in 0..LINES {
+        // Several rows, unrolled over all lines, are spilled.
+        let count = if R == 1 { LINES } else { t.group_steps / 2 };
+        for i in 0..count {
             let (mut low, mut high) = ([lanes.zero(); N], [lanes.zero(); N]);
             for v in 0..N {
                 let packed = lanes.load(lines.add((i * t.width + column + v * L::LANES) * 4));
@@ -124,22 +137,23 @@ unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool>(
                 }
             }
         }
-        let resume = t.resume || group > 0;
+        let (mut scales, mut mins) = ([lanes.zero(); N], [lanes.zero(); N]);
         for v in 0..N {
             let stored = record.cast::<u16>().add(column + v * L::LANES);
-            let scale = if E2M1 { lanes.load_bf16(stored) } else { lanes.load_f16(stored) };
-            let min = if t.has_min { Some(lanes.load_f16(stored.add(t.width))) } else { None };
-            for r in 0..R {
-                add_scaled(
-                    lanes,
-                    t,
-                    (r, group),
-                    sums_at::<L>(t, r, column, v),
-                    resume,
-                    acc[r][v],
-                    Some(scale),
-                    min,
-                );
+            scales[v] = if E2M1 { lanes.load_bf16(stored) } else { lanes.load_f16(stored) };
+            if MIN {
+                mins[v] = lanes.load_f16(stored.add(t.width));
+            }
+        }
+        for r in 0..R {
+            let (a_scale, a_sum) = scale_and_sum(lanes, t, r, group);
+            for v in 0..N {
+                let sums = sums_at::<L>(t, r, column, v);
+                let mut sum = lanes.scaled(lanes.load(sums.cast()), acc[r][v], lanes.mul(a_scale, scales[v]));
+                if MIN {
+                    sum = lanes.dot_f32(sum, mins[v], a_sum);
+                }
+                lanes.store(sums.cast(), sum);
             }
         }
     }

@@ -189,22 +189,21 @@ unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &Tile
             }
             let resume = t.resume || group > 0;
             for r in 0..R {
+                let (a_scale, a_sum) = scale_and_sum(lanes, t, r, group);
                 for v in 0..N {
                     let at = (group >> t.w_shift) * t.w_stride + column + v * L::LANES;
-                    let scale =
-                        if t.w_scales.is_null() { None } else { Some(lanes.load(t.w_scales.add(at).cast())) };
-                    let min =
-                        if t.has_min { Some(lanes.load(t.w_scales.add(at + t.width).cast())) } else { None };
-                    add_scaled(
-                        lanes,
-                        t,
-                        (r, group),
-                        sums_at::<L>(t, r, column, v),
-                        resume,
-                        acc[r][v],
-                        scale,
-                        min,
-                    );
+                    let scale = if t.w_scales.is_null() {
+                        a_scale
+                    } else {
+                        lanes.mul(a_scale, lanes.load(t.w_scales.add(at).cast()))
+                    };
+                    let sums = sums_at::<L>(t, r, column, v);
+                    let sum = if resume { lanes.load(sums.cast()) } else { lanes.zero() };
+                    let mut sum = lanes.scaled(sum, acc[r][v], scale);
+                    if t.has_min {
+                        sum = lanes.dot_f32(sum, lanes.load(t.w_scales.add(at + t.width).cast()), a_sum);
+                    }
+                    lanes.store(sums.cast(), sum);
                 }
             }
         }
@@ -212,39 +211,18 @@ unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &Tile
     }
 }
 
-/// Adds the exact sum of a row and a group, times the scales of activations and weights, to an f32 sum, and the group's minimum
-/// times the sum of the activations.
+/// The scale of a row's activations in a group, and their sum times it.
 ///
 /// # Safety
-/// As [`Kind::strip`], with the row and group of `at`; `sums` is a vector of sums.
+/// As [`Kind::strip`], for a row and a group that `t` has.
 #[inline(always)]
-pub(super) unsafe fn add_scaled<L: Dots>(
-    lanes: L,
-    t: &TileArgs,
-    (r, group): (usize, usize),
-    sums: *mut f32,
-    resume: bool,
-    acc: L::V,
-    scale: Option<L::V>,
-    min: Option<L::V>,
-) {
-    // SAFETY: passed on to the caller.
+pub(super) unsafe fn scale_and_sum<L: Dots>(lanes: L, t: &TileArgs, r: usize, group: usize) -> (L::V, L::V) {
+    // SAFETY: scales and offsets are there for every row and group.
     unsafe {
-        let a_scale = *t.a_scales.add(r * t.a_groups + group);
-        let splat = lanes.splat_f32(a_scale);
-        let sum = if resume { lanes.load(sums.cast()) } else { lanes.zero() };
-        // A closure would not have the tier's features.
-        let scale = match scale {
-            Some(scale) => lanes.mul(splat, scale),
-            None => splat,
-        };
-        let mut sum = lanes.scaled(sum, acc, scale);
-        if let Some(min) = min {
-            // Of the sum of the group's activations, which is exact.
-            let a_sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
-            sum = lanes.dot_f32(sum, min, lanes.splat_f32(a_scale * a_sum));
-        }
-        lanes.store(sums.cast(), sum);
+        let scale = *t.a_scales.add(r * t.a_groups + group);
+        // The offset is -128 times the sum, which f32 holds.
+        let sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
+        (lanes.splat_f32(scale), lanes.splat_f32(scale * sum))
     }
 }
 

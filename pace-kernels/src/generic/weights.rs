@@ -4,7 +4,12 @@
 //! the same bits, whatever the length of a group: no sums across lanes. A product and a sum are rounded one by one for the
 //! same reason. Reductions are those of integers, which have no order: floats as [`key`]s.
 
+// The loops run over lanes, which indices name.
+#![allow(clippy::needless_range_loop)]
+
 use half::f16;
+
+use super::quantize::largest_bits;
 
 /// How the weights of a row become integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +42,6 @@ pub(crate) struct Row<'a> {
 const CANDIDATES: usize = 16;
 const STEP: f32 = 0.12;
 
-/// A number for each candidate.
-type Each = [f32; CANDIDATES];
-
 /// 1.5 * 2^23: adding it rounds to an integer, ties to even, which then sits in the low mantissa bits.
 const ROUND: f32 = 12_582_912.0;
 
@@ -70,13 +72,11 @@ fn int4(x: &[f32], weights: &[f32], search: bool, codes: &mut [u8]) -> f32 {
     let mut scale = half(largest / -8.0);
     if search {
         let better = half(int4_search(x, weights, largest));
-        let lines = [scale, better].map(|scale| Line { scale, min: 0.0, least: -8.0, most: 7.0 });
-        let [nearest, found] = lines.map(|line| error(x, weights, line));
-        if found < nearest {
+        if error(x, weights, int4_line(better)) < error(x, weights, int4_line(scale)) {
             scale = better;
         }
     }
-    Line { scale, min: 0.0, least: -8.0, most: 7.0 }.codes(x, codes);
+    int4_line(scale).codes(x, codes);
     for code in codes {
         *code ^= 8;
         *code &= 15;
@@ -84,11 +84,19 @@ fn int4(x: &[f32], weights: &[f32], search: bool, codes: &mut [u8]) -> f32 {
     scale
 }
 
+#[inline(always)]
+fn int4_line(scale: f32) -> Line {
+    Line { scale, min: 0.0, least: -8.0, most: 7.0 }
+}
+
 /// The least-squares scale of the candidate's codes that lowers the error most: by (w q x)^2 / (w q q).
 #[inline(always)]
 fn int4_search(x: &[f32], weights: &[f32], largest: f32) -> f32 {
     let unit = inverse(largest);
-    let inverses: Each = std::array::from_fn(|c| (offset(c) - 8.0) * unit);
+    let mut inverses = [0.0; CANDIDATES];
+    for c in 0..CANDIDATES {
+        inverses[c] = (offset(c) - 8.0) * unit;
+    }
     let (mut cross, mut square) = ([0.0; CANDIDATES], [0.0; CANDIDATES]);
     for (i, &x) in x.iter().enumerate() {
         let w = if weights.is_empty() { 1.0 } else { weights[i] };
@@ -99,14 +107,27 @@ fn int4_search(x: &[f32], weights: &[f32], largest: f32) -> f32 {
             square[c] += wq * q;
         }
     }
-    let mut best = (0.0, 0.0);
+    let (mut scales, mut gains) = ([0.0; CANDIDATES], [0.0; CANDIDATES]);
     for c in 0..CANDIDATES {
-        let scale = cross[c] / square[c];
-        if cross[c] * scale > best.0 {
-            best = (cross[c] * scale, scale);
+        scales[c] = cross[c] / square[c];
+        gains[c] = cross[c] * scales[c];
+    }
+    match best(&gains) {
+        Some(c) => scales[c],
+        None => 0.0,
+    }
+}
+
+/// The first candidate with the largest gain, if any gains.
+#[inline(always)]
+fn best(gains: &[f32; CANDIDATES]) -> Option<usize> {
+    let (mut best, mut most) = (None, 0.0);
+    for c in 0..CANDIDATES {
+        if gains[c] > most {
+            (best, most) = (Some(c), gains[c]);
         }
     }
-    best.1
+    best
 }
 
 /// Codes 0 to `top`; returns the scale and the minimum.
@@ -116,14 +137,10 @@ fn with_min(x: &[f32], weights: &[f32], search: bool, top: f32, f16: bool, codes
         codes.fill(0);
         return (f32::NAN, f32::NAN);
     };
-    let line = |scale, min| {
-        let (scale, min) = if f16 { (half(scale), half(min)) } else { (scale, min) };
-        Line { scale, min, least: 0.0, most: top }
-    };
-    let mut best = line(high / top - low / top, low);
+    let mut best = line_from(high / top - low / top, low, top, f16);
     if search && high > low {
         let (scale, min) = min_search(x, weights, low, high, top);
-        let better = line(scale, min);
+        let better = line_from(scale, min, top, f16);
         if error(x, weights, better) < error(x, weights, best) {
             best = better;
         }
@@ -132,11 +149,20 @@ fn with_min(x: &[f32], weights: &[f32], search: bool, top: f32, f16: bool, codes
     (best.scale, best.min)
 }
 
+#[inline(always)]
+fn line_from(scale: f32, min: f32, top: f32, f16: bool) -> Line {
+    let (scale, min) = if f16 { (half(scale), half(min)) } else { (scale, min) };
+    Line { scale, min, least: 0.0, most: top }
+}
+
 /// Scale and minimum of the least-squares line through a candidate's codes that lowers the error most.
 #[inline(always)]
 fn min_search(x: &[f32], weights: &[f32], low: f32, high: f32, top: f32) -> (f32, f32) {
     let unit = inverse(high - low);
-    let inverses: Each = std::array::from_fn(|c| (offset(c) * 2.0 + top) * unit);
+    let mut inverses = [0.0; CANDIDATES];
+    for c in 0..CANDIDATES {
+        inverses[c] = (offset(c) * 2.0 + top) * unit;
+    }
     let (mut sum_w, mut sum_y) = (0.0, 0.0);
     let (mut sum_q, mut sum_qq, mut sum_qy) = ([0.0; CANDIDATES], [0.0; CANDIDATES], [0.0; CANDIDATES]);
     for (i, &x) in x.iter().enumerate() {
@@ -151,24 +177,25 @@ fn min_search(x: &[f32], weights: &[f32], low: f32, high: f32, top: f32) -> (f32
             sum_qy[c] += wq * y;
         }
     }
-    let mut best = (0.0, 0.0, low);
+    let (mut scales, mut above, mut gains) = ([0.0; CANDIDATES], [0.0; CANDIDATES], [0.0; CANDIDATES]);
     for c in 0..CANDIDATES {
         let determinant = sum_w * sum_qq[c] - sum_q[c] * sum_q[c];
-        let scale = (sum_w * sum_qy[c] - sum_q[c] * sum_y) / determinant;
-        let above = (sum_y - scale * sum_q[c]) / sum_w;
-        let gain = above * sum_y + scale * sum_qy[c];
-        if determinant > 0.0 && gain > best.0 {
-            best = (gain, scale, low + above);
-        }
+        scales[c] = (sum_w * sum_qy[c] - sum_q[c] * sum_y) / determinant;
+        above[c] = (sum_y - scales[c] * sum_q[c]) / sum_w;
+        let gain = above[c] * sum_y + scales[c] * sum_qy[c];
+        gains[c] = if determinant > 0.0 { gain } else { 0.0 };
     }
-    (best.1, best.2)
+    match best(&gains) {
+        Some(c) => (scales[c], low + above[c]),
+        None => (0.0, low),
+    }
 }
 
 /// E2M1 codes, ties to even ones; returns the power of two, as the MX specification finds it: the largest magnitude's own
 /// exponent less that of the largest code.
 #[inline(always)]
 fn mxfp4(x: &[f32], codes: &mut [u8]) -> f32 {
-    let largest = x.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
+    let largest = largest_bits(x);
     if largest >= INFINITY {
         codes.fill(0);
         return f32::NAN;
@@ -212,17 +239,26 @@ impl Line {
 #[inline(always)]
 fn error(x: &[f32], weights: &[f32], line: Line) -> f32 {
     let inverse = inverse(line.scale);
+    let (chunks, tail) = x.as_chunks::<16>();
+    let (weight_chunks, weight_tail) = weights.as_chunks::<16>();
     let mut sums = [0.0; 16];
-    for (i, x) in x.chunks(16).enumerate() {
-        let weights = if weights.is_empty() { weights } else { &weights[i * 16..][..x.len()] };
-        for (lane, &x) in x.iter().enumerate() {
-            let w = if weights.is_empty() { 1.0 } else { weights[lane] };
-            let q = rounded((x - line.min) * inverse, line.least, line.most);
-            let off = x - (q * line.scale + line.min);
-            sums[lane] += w * off * off;
+    for (i, x) in chunks.iter().enumerate() {
+        let weights = weight_chunks.get(i).unwrap_or(&[1.0; 16]);
+        for lane in 0..16 {
+            sums[lane] += weights[lane] * square_off(x[lane], inverse, line);
         }
     }
+    for (lane, &x) in tail.iter().enumerate() {
+        sums[lane] += weight_tail.get(lane).unwrap_or(&1.0) * square_off(x, inverse, line);
+    }
     sums.iter().sum()
+}
+
+/// The squared distance to the nearest number on a line.
+#[inline(always)]
+fn square_off(x: f32, inverse: f32, line: Line) -> f32 {
+    let off = x - (rounded((x - line.min) * inverse, line.least, line.most) * line.scale + line.min);
+    off * off
 }
 
 /// How far a candidate is from the nearest scale.
@@ -261,7 +297,12 @@ const INFINITY: u32 = 0x7f80_0000;
 /// An integer in the order of floats: NaN is beyond the infinities.
 #[inline(always)]
 fn key(x: f32) -> i32 {
-    let bits = x.to_bits() as i32;
+    ordered(x.to_bits() as i32)
+}
+
+/// Its own inverse.
+#[inline(always)]
+fn ordered(bits: i32) -> i32 {
     bits ^ ((bits >> 31) & i32::MAX)
 }
 
@@ -272,6 +313,6 @@ fn range(x: &[f32]) -> Option<(f32, f32)> {
     for &x in x {
         (low, high) = (low.min(key(x)), high.max(key(x)));
     }
-    let float = |key: i32| f32::from_bits((key ^ ((key >> 31) & i32::MAX)) as u32);
-    (low > key(f32::NEG_INFINITY) && high < key(f32::INFINITY)).then(|| (float(low), float(high)))
+    let finite = low > key(f32::NEG_INFINITY) && high < key(f32::INFINITY);
+    finite.then_some((f32::from_bits(ordered(low) as u32), f32::from_bits(ordered(high) as u32)))
 }

@@ -2,6 +2,8 @@
 //! whatever is computed beside it.
 
 mod guard;
+#[cfg(unix)]
+mod records;
 mod slices;
 
 use std::convert::Infallible;
