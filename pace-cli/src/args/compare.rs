@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::engine::{KvChoice, operator_entry, operator_json};
+use super::quant::{Quant, QuantArgs, quant_format};
 use super::{EngineArgs, Format, OperatorArgs, ScoreTextArgs, WeightChoice};
 
 /// How far the predictions of a model are from those of a reference.
@@ -12,6 +13,7 @@ use super::{EngineArgs, Format, OperatorArgs, ScoreTextArgs, WeightChoice};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   pace-cli compare --file article.txt
+  pace-cli compare --quant int4:64 --reference-dtype bf16 --file article.txt
   pace-cli compare -m model-q4_1.gguf --reference ./SmolLM2 --file book.txt --max-tokens 20000
   pace-cli compare --dtype f32 --kv-dtype bf16 --file article.txt --format json
   pace-cli compare -m random:tiny --tokens 1,2,3")]
@@ -44,6 +46,9 @@ pub(crate) struct ReferenceArgs {
     /// The reference's weights and activations.
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = WeightChoice::F32)]
     reference_dtype: WeightChoice,
+    /// The reference's weights, as --quant takes them [default: as --reference-dtype says].
+    #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
+    reference_quant: Option<Quant>,
     /// The reference's cached keys and values [default: as --reference-dtype].
     #[arg(long, value_enum, value_name = "KV_DTYPE")]
     reference_kv_dtype: Option<KvChoice>,
@@ -69,6 +74,7 @@ impl CompareArgs {
             kv_memory: both.kv_memory,
             mmap: both.mmap,
             allow_nonfinite: both.allow_nonfinite,
+            quant: QuantArgs { quant: own.reference_quant, ..QuantArgs::default() },
             kv: both.kv,
             platform: both.platform,
         }

@@ -72,7 +72,7 @@ impl QuantArgs {
 }
 
 /// A format of integers by its name; int4 alone has groups of 32.
-fn quant_format(name: &str) -> Result<Quant, String> {
+pub(super) fn quant_format(name: &str) -> Result<Quant, String> {
     match name.to_ascii_lowercase().as_str() {
         "none" => Ok(Quant::None),
         "int4" => Ok(Quant::Format(WeightFormat::Int4(32))),

@@ -71,8 +71,8 @@ impl Side {
             ))
             .into());
         }
-        model_config.choose(files.spec())?;
-        reference_config.choose(reference_files.spec())?;
+        model_config.choose(&files)?;
+        reference_config.choose(&reference_files)?;
         let reference = Self { files: reference_files, config: reference_config };
         Ok([reference, Self { files, config: model_config }])
     }

@@ -46,6 +46,10 @@ impl Report<'_> {
             ["", "reference", "model"].map(str::to_owned).to_vec(),
             row("model", &|side, _| side.files.name().to_owned()),
             row("stored as", &|side, _| stored_as(side)),
+            row("packed as", &|_, engine| {
+                let info = engine.info();
+                operators::formats_text(&info.formats, &info.spec)
+            }),
             row("dtype", &|side, _| side.config.load.activations.to_string()),
             row("keys, values", &|side, _| side.config.load.kv.to_string()),
             row("operators", &|_, engine| operators::to_text(&engine.info().operators)),
@@ -68,6 +72,7 @@ fn side(side: &Side, engine: &EngineHandle, perplexity: f64) -> Value {
     json!({
         "model": side.files.name(),
         "formats": info::formats(&side.files),
+        "packed": operators::formats_json(&engine.info().formats, &engine.info().spec),
         "dtype": load.activations.to_string(),
         "kv_dtype": load.kv.to_string(),
         "operators": operators::to_json(&engine.info().operators),
