@@ -156,6 +156,11 @@ impl<'a> Section<'a> {
         Ok(fields.map(nested))
     }
 
+    /// The names of all fields.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.fields.keys().map(String::as_str)
+    }
+
     /// The error for field `name` of this object.
     pub fn error(&self, name: &str, what: impl Into<String>) -> ModelError {
         ModelError::field(self.path, format!("{}{name}", self.prefix), what)

@@ -1,10 +1,11 @@
-//! Where weights come from: [`WeightSource`] and its three implementations.
+//! Where weights come from: [`WeightSource`] and its four implementations.
 //!
 //! A source hands out rows of a named tensor as f32, which packing rounds to the format that is kept, or where they are
 //! stored as integers with scales as these. No source ever holds a whole tensor in f32.
 
 pub mod codes;
 pub mod gguf;
+pub mod quantised;
 pub mod random;
 pub mod safetensors;
 

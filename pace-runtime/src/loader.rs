@@ -10,8 +10,8 @@ use pace_kernels::{Kernels, Par};
 use pace_models::config::HfConfig;
 use pace_models::weights::WeightSource;
 use pace_models::weights::gguf::{GgufFile, Metadata};
+use pace_models::weights::quantised::open_directory;
 use pace_models::weights::random::{RandomSource, random_spec};
-use pace_models::weights::safetensors::SafetensorsSource;
 use pace_models::{Architecture, Decoder, DecoderSpec, LoadOptions, Model, ModelError, ModelFormats};
 
 use crate::chat::ChatTemplate;
@@ -225,14 +225,13 @@ impl ModelFiles {
         let config = HfConfig::read(dir)?;
         let architecture = Architecture::from_hf(&config)?;
         let spec = architecture.spec_from_hf(&config)?;
-        let source = SafetensorsSource::open(dir)?;
-        architecture.validate_shapes(&source, &spec)?;
+        let source = open_directory(dir, &config)?;
+        architecture.validate_shapes(source.as_ref(), &spec)?;
         let tokenizer = Tokenizer::from_dir(dir)?.map(Arc::new);
         let chat_template = chat_template(tokenizer.as_deref())?;
         let generation = GenerationConfig::read(dir)?.unwrap_or_default();
         let config_eos = config.root().token_ids("eos_token_id")?;
         let eos = unite([&config_eos, generation.eos_ids(), tokenizer_eos(tokenizer.as_deref())]);
-        let source = Box::new(source);
         Ok(Self { name, architecture, spec, source, tokenizer, chat_template, generation, eos })
     }
 

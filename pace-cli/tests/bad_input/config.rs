@@ -74,7 +74,10 @@ fn contradictions_and_absurd_sizes_are_named() {
         (json!({"rms_norm_eps": -1.0}), ["rms_norm_eps", "above 0"]),
         (json!({"hidden_act": "swoosh"}), ["hidden_act", "silu"]),
         (json!({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}), ["rope_type", "spiral"]),
-        (json!({"quantization_config": {"bits": 4}}), ["quantization_config", "not supported"]),
+        (
+            json!({"quantization_config": {"quant_method": "bitsandbytes"}}),
+            ["quantization_config.quant_method", "not supported"],
+        ),
     ] {
         let out = with_config(fields);
         out.assert_refused(3, &["config.json", words[0], words[1]]);

@@ -98,11 +98,6 @@ pub(super) fn spec_from_gguf(
 
 /// The fields that would change what the model computes, and that the decoder does not know.
 fn refuse_unsupported(root: &Section<'_>) -> Result<(), ModelError> {
-    if root.get("quantization_config").is_some() {
-        let what =
-            "quantised checkpoints are not supported yet; use the unquantised model (F32, F16 or BF16)";
-        return Err(root.error("quantization_config", what));
-    }
     let used = root.bool("use_sliding_window")?.unwrap_or(true);
     if used && root.get("sliding_window").is_some() {
         return Err(

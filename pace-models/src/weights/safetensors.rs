@@ -157,12 +157,8 @@ impl SafetensorsSource {
         let mut first = start;
         for part in out.chunks_mut(chunk) {
             let offset = shard.data_start + place.begin + (first * size) as u64;
-            read_part(&shard.file, offset, place.dtype, &mut halves, part).map_err(|e| match e.kind() {
-                ErrorKind::UnexpectedEof => {
-                    fail("ends too early: the file was changed or truncated".to_owned())
-                }
-                _ => ModelError::io(shard.file.path(), e),
-            })?;
+            read_part(&shard.file, offset, place.dtype, &mut halves, part)
+                .map_err(|e| self.read_error(name, e))?;
             if let Some(at) = first_not_finite(part).filter(|_| finite) {
                 let what = format!("element {} is {}; weights must be finite", first + at, part[at]);
                 return Err(fail(what));
@@ -170,6 +166,32 @@ impl SafetensorsSource {
             first += part.len();
         }
         Ok(())
+    }
+
+    /// Reads `out.len()` bytes of `name` from byte `start` on, as they are stored.
+    ///
+    /// # Errors
+    /// The tensor is unknown, the range leaves it, or the file cannot be read or has changed.
+    pub(super) fn read_bytes(&self, name: &str, start: usize, out: &mut [u8]) -> Result<(), ModelError> {
+        let fail = |what: String| ModelError::tensor(self.path(name), name, what);
+        let at = self.find(name).ok_or_else(|| fail("is missing".to_owned()))?;
+        let (shard, place) = (self.shard(at), &self.tensors.places[at]);
+        let held = place.end - place.begin;
+        if start.checked_add(out.len()).is_none_or(|end| end as u64 > held) {
+            return Err(fail(format!("has {held} bytes; {} from {start} on were asked for", out.len())));
+        }
+        let offset = shard.data_start + place.begin + start as u64;
+        shard.file.read_exact_at(out, offset).map_err(|e| self.read_error(name, e))
+    }
+
+    fn read_error(&self, name: &str, error: std::io::Error) -> ModelError {
+        match error.kind() {
+            ErrorKind::UnexpectedEof => {
+                let what = "ends too early: the file was changed or truncated";
+                ModelError::tensor(self.path(name), name, what)
+            }
+            _ => ModelError::io(self.path(name), error),
+        }
     }
 }
 

@@ -229,7 +229,20 @@ fn llama3() -> Fields {
 /// What would change the computation and is not known.
 fn unsupported() -> Fields {
     vec![
-        (json!({"quantization_config": {"bits": 4}}), "`quantization_config`", "not supported"),
+        (json!({"quantization_config": {"bits": 4}}), "`quantization_config.quant_method`", "missing"),
+        (json!({"quantization_config": {"quant_method": "bitsandbytes"}}), "quant_method`", "not supported"),
+        (json!({"quantization_config": {"quant_method": "gptq", "bits": 3}}), ".bits`", "4 or 8"),
+        (json!({"quantization_config": {"quant_method": "awq", "bits": 4}}), ".group_size`", "missing"),
+        (
+            json!({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 1u64 << 40}}),
+            ".group_size`",
+            "whole number",
+        ),
+        (
+            json!({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}),
+            "`quantization_config`",
+            "the files do not hold",
+        ),
         (json!({"sliding_window": 4096}), "`sliding_window`", "not supported"),
         (json!({"use_sliding_window": "no"}), "`use_sliding_window`", "true or false"),
     ]

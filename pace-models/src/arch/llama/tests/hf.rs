@@ -228,10 +228,6 @@ fn switches_that_are_wrong_or_not_supported() {
             json!({"sliding_window": 4096, "use_sliding_window": true}),
             "`sliding_window`: must be absent or null",
         ),
-        (
-            json!({"quantization_config": {}}),
-            "`quantization_config`: quantised checkpoints are not supported yet",
-        ),
         (json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor`: must be 1"),
         (
             json!({"rope_parameters": {"partial_rotary_factor": 0.5}}),
