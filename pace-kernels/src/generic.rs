@@ -18,3 +18,4 @@ pub(crate) mod quantize;
 pub(crate) mod rope;
 pub(crate) mod softmax;
 pub(crate) mod tile;
+pub(crate) mod unpack;
