@@ -1,6 +1,6 @@
 //! Which operators a model is built of, known before any weight is read.
 
-use pace_kernels::{DType, WeightFormat};
+use pace_kernels::{DType, KvDType, WeightFormat};
 use pace_ops::{OpDType, OpShape, Operator};
 
 use crate::DecoderSpec;
@@ -8,8 +8,8 @@ use crate::self_attention::attention_shape;
 
 impl DecoderSpec {
     /// The distinct shapes of the operators that [`Decoder::load`](crate::Decoder::load) builds, in the order of a
-    /// forward: for matrices in `weights`, activations and cached keys and values in f32 or bf16.
-    pub fn operator_shapes(&self, weights: WeightFormat, activations: DType, kv: DType) -> Vec<OpShape> {
+    /// forward: for matrices in `weights`, activations in f32 or bf16, cached keys and values in `kv`.
+    pub fn operator_shapes(&self, weights: WeightFormat, activations: DType, kv: KvDType) -> Vec<OpShape> {
         let (weights, activations) = (OpDType::from(weights), OpDType::from(activations));
         let q_cols = self.n_heads * self.head_dim;
         let qkv_cols = q_cols + 2 * self.n_kv_heads * self.head_dim;
@@ -40,9 +40,10 @@ mod tests {
         let spec = random_spec("tiny").unwrap();
         let source = RandomSource::new(&spec, 1);
         for (weights, activations, kv) in [
-            (WeightFormat::F32, DType::F32, DType::F32),
-            (WeightFormat::Bf16, DType::Bf16, DType::Bf16),
-            (WeightFormat::Bf16, DType::Bf16, DType::F32),
+            (WeightFormat::F32, DType::F32, KvDType::F32),
+            (WeightFormat::Bf16, DType::Bf16, KvDType::Bf16),
+            (WeightFormat::Bf16, DType::Bf16, KvDType::F32),
+            (WeightFormat::F32, DType::F32, KvDType::Int8),
         ] {
             let options = LoadOptions { kv, ..LoadOptions::new(weights, activations) };
             let (arch, kernels) = (Architecture::Llama, Kernels::detect());

@@ -72,7 +72,9 @@ impl BuildCx {
             return Err(OpError::Unavailable { op, backend, reason });
         }
         if backend == Backend::Jit {
-            let needed = if dtype == OpDType::Int8 { Isa::Avx512Vnni } else { Isa::Avx512Bf16 };
+            // Int8 keys and values are multiplied as bf16.
+            let vnni = dtype == OpDType::Int8 && op != Operator::Attention;
+            let needed = if vnni { Isa::Avx512Vnni } else { Isa::Avx512Bf16 };
             let actual = self.kernels.isa();
             let reason = match self.jit() {
                 _ if actual < needed => JitError::Isa { needed, actual }.to_string(),
