@@ -43,9 +43,9 @@ use std::ops::Range;
 use half::bf16;
 
 use self::item::Call;
+pub(crate) use self::kv::split_scales;
 pub use self::kv::{KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
 pub use self::plan::{AttentionPlan, AttentionSegment};
-pub(crate) use self::kv::split_scales;
 pub(crate) use self::tile::{AttentionTiles, KvElement, Logits, Part, SUM_LANES, State, Step, Unpack};
 use crate::jit::AttentionStep;
 use crate::{ActMut, ActRef, Kernels, KvDType, MatMut, Par, Scratch};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pace_kernels::{
-    Arena, DType, Kernels, KvDType, PackError, PackSpec, PackedWeights, Par, Placement, Scratch, SharedMemory,
-    WeightFormat,
+    Arena, DType, Kernels, KvDType, PackError, PackSpec, PackedWeights, Par, Placement, Scratch,
+    SharedMemory, WeightFormat,
 };
 use pace_ops::{BuildCx, Choice, OpCx, OpError, OpShape, OperatorConfig, Plan, Selection, SelfTest};
 

@@ -203,7 +203,9 @@ impl KvLayout {
                 let (keys, values) = block.split_at_mut(self.k_len());
                 append_keys::<2, bf16, E>(keys, first_slot, k, |_, src, dst| round(src, dst));
                 self.v_groups().for_each(|group| {
-                    append_value_pairs(values, &group, first_slot, v, |_, src, dst: &mut [bf16]| round(src, dst));
+                    append_value_pairs(values, &group, first_slot, v, |_, src, dst: &mut [bf16]| {
+                        round(src, dst)
+                    });
                 });
             }
             KvMut::Int8(block) => int8::append(self, block, first_slot, k, v),

@@ -132,7 +132,8 @@ fn quota(facts: &Facts<'_>) -> Check {
         }
         Some(quota) if quota.fract() > 0.01 => {
             let whole = quota.floor();
-            let advice = format!("answers leave the part above {whole} unused: give the control group whole CPUs");
+            let advice =
+                format!("answers leave the part above {whole} unused: give the control group whole CPUs");
             warn("cpu_quota", format!("{quota:.2} CPUs"), advice)
         }
         Some(quota) => ok("cpu_quota", format!("{quota:.2} CPUs")),

@@ -325,8 +325,9 @@ mod tests {
     fn a_column_is_there_when_something_is_in_it() {
         let names = |layout| columns(layout).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert!(!names(Layout::default()).contains(&"batch"));
-        let all = header(Layout { kv_cache: true, hugepages: true, instances: true, batch: true });
-        let names = "| op-config | kv-cache | huge pages | threads | instances | batch | test |";
+        let all =
+            header(Layout { kv_cache: true, kv_dtype: true, hugepages: true, instances: true, batch: true });
+        let names = "| op-config | kv-cache | kv-dtype | huge pages | threads | instances | batch | test |";
         assert!(all.contains(names), "{all}");
         let [head, rule] = all.lines().collect::<Vec<_>>()[..] else { panic!("two lines: {all}") };
         assert_eq!(head.matches('|').count(), rule.matches('|').count());

@@ -45,7 +45,11 @@ pub(super) fn append<E: Element>(
 
 /// Stores the scales of rows in the slots from `first` on. Gives what each row is multiplied by; nothing for a row of
 /// zeros, and for one that is not finite, whose scale says so.
-fn append_scales<E: Element>(scales: &mut [i8], first: usize, rows: MatRef<'_, E>) -> [Option<f32>; KV_BLOCK] {
+fn append_scales<E: Element>(
+    scales: &mut [i8],
+    first: usize,
+    rows: MatRef<'_, E>,
+) -> [Option<f32>; KV_BLOCK] {
     let mut inverses = [None; KV_BLOCK];
     for (i, row_inverse) in inverses.iter_mut().enumerate().take(rows.rows()) {
         let largest = rows.row(i).iter().fold(0, |largest, x| largest.max(quantize::magnitude(x.to_f32())));

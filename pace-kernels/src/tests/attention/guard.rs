@@ -22,7 +22,12 @@ enum Fenced {
 
 impl Fenced {
     fn new(flush: Flush, layout: &KvLayout, tokens: &Tokens, len: usize) -> Self {
-        fn filled<E: bytemuck::Pod>(flush: Flush, layout: &KvLayout, len: usize, value: E) -> Vec<Guarded<E>> {
+        fn filled<E: bytemuck::Pod>(
+            flush: Flush,
+            layout: &KvLayout,
+            len: usize,
+            value: E,
+        ) -> Vec<Guarded<E>> {
             let blocks = 0..len.div_ceil(KV_BLOCK);
             blocks.map(|_| Guarded::filled(flush, layout.block_len(), value)).collect()
         }
@@ -94,8 +99,11 @@ fn check(flush: Flush, dtype: KvDType, params: &AttentionParams<'_>) {
     let mut plan = AttentionPlan::new();
     plan.rebuild(params, 1, [AttentionSegment { position: past, tokens: new }]);
     for kernels in tiers() {
+        let scratch = Scratch::new();
         let run = |q: ActRef<'_>, out: ActMut<'_>| {
-            kernels.attention(params, &plan, &source, q, out, &Scratch::new(), &Par::seq());
+            // What was there before counts for nothing.
+            scratch.take(1 << 17).fill(f32::NAN);
+            kernels.attention(params, &plan, &source, q, out, &scratch, &Par::seq());
         };
         let mut out = Guarded::filled(flush, new * cols, f32::NAN);
         run(ActRef::F32(MatRef::new(&q, new, cols)), ActMut::F32(MatMut::new(&mut out, new, cols)));
