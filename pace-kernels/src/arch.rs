@@ -100,6 +100,10 @@ macro_rules! shims {
             generic::attention::step($token, step);
         }
         $(#[$attr])?
+        fn attention_unpack(unpack: crate::attention::Unpack<'_>) {
+            generic::unpack::unpack(generic::unpack::Plain, unpack);
+        }
+        $(#[$attr])?
         fn attention_fold(total: &mut State<'_>, part: Part<'_>) {
             generic::attention::fold($token, total, part);
         }
@@ -176,6 +180,7 @@ macro_rules! shims {
             attention: AttentionTiles {
                 step_bf16: attention_step_bf16,
                 step_f32: attention_step_f32,
+                unpack: attention_unpack,
                 fold: attention_fold,
                 finish: attention_finish,
             },

@@ -12,7 +12,8 @@
 //!
 //! A tile is up to 32 rows: all heads of a KV head's group for some tokens, so that K and V are read
 //! once for all of them. Prefill and decode are the same code; a decode step is a tile of one token.
-//! The tier's kernel is the step, see `generic/attention.rs` and `arch/avx512_bf16/attention.rs`. If one
+//! The tier's kernel is the step. An int8 block is unpacked to bf16 first, once for each tile that reads it, into memory of
+//! the thread that stays in its first caches (16 KiB at head dimension 64); there is no other path for int8. See `generic/attention.rs` and `arch/avx512_bf16/attention.rs`. If one
 //! tile would keep a thread busy while others idle, its units are spread over threads and folded afterwards.
 //!
 //! **The same bits** for a row, whatever the batch, the chunks, the threads and the tile-mates:
@@ -42,11 +43,12 @@ use std::ops::Range;
 use half::bf16;
 
 use self::item::Call;
+pub(crate) use self::kv::split_scales;
 pub use self::kv::{KV_BLOCK, KvLayout, KvMut, KvRef, KvRun};
 pub use self::plan::{AttentionPlan, AttentionSegment};
-pub(crate) use self::tile::{AttentionTiles, KvElement, Logits, Part, SUM_LANES, State, Step};
+pub(crate) use self::tile::{AttentionTiles, KvElement, Logits, Part, SUM_LANES, State, Step, Unpack};
 use crate::jit::AttentionStep;
-use crate::{ActMut, ActRef, DType, Kernels, MatMut, Par, Scratch};
+use crate::{ActMut, ActRef, Kernels, KvDType, MatMut, Par, Scratch};
 
 /// The largest head dimension.
 pub(crate) const MAX_HEAD_DIM: usize = 256;
@@ -127,7 +129,9 @@ impl Kernels {
     /// `q` and `out` are `[plan.rows(), n_heads * head_dim]`, f32 or bf16 each; `kv` holds the batch's own
     /// keys and values already. With bf16 KV, queries and probabilities are rounded to
     /// bf16 and everything else is f32: the error of `out` is at most `0.004 * sum p |v|`. With f32 KV it is
-    /// at most `1e-5 * sum p |v|` (scores of up to 30).
+    /// at most `1e-5 * sum p |v|` (scores of up to 30). Int8 KV is read as the bf16 numbers nearest to integer times
+    /// scale, and then as bf16 KV is: the error is that of bf16 against these numbers, each of which lies within half
+    /// a scale and 2^-9 of itself of what was appended.
     ///
     /// A row's result has the same bits whatever the rest of the batch, the chunks that its sequence
     /// came in, the plan and the number of threads. Memory outside of `out` is not written; positions that
@@ -178,7 +182,7 @@ fn run(
     let states = MatMut::new(&mut states, plan.states(), item::state_len(plan.tile_rows(), params.head_dim));
     let call = Call { kernels, generated, params, plan, kv, layout, q, out, states };
     match layout.dtype() {
-        DType::Bf16 => call.run::<bf16>(scratch, par),
-        DType::F32 | DType::F16 => call.run::<f32>(scratch, par),
+        KvDType::Bf16 | KvDType::Int8 => call.run::<bf16>(scratch, par),
+        KvDType::F32 => call.run::<f32>(scratch, par),
     }
 }

@@ -26,6 +26,60 @@ impl DType {
     }
 }
 
+/// What cached keys and values are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvDType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit integers, with an f32 scale for the key and one for the value of each token and head.
+    Int8,
+}
+
+impl KvDType {
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// Bytes of the key, or of the value, of one token and head: its elements and its scale.
+    pub const fn row_bytes(self, head_dim: usize) -> usize {
+        let scale = match self {
+            Self::F32 | Self::Bf16 => 0,
+            Self::Int8 => size_of::<f32>(),
+        };
+        head_dim * self.size() + scale
+    }
+}
+
+impl From<DType> for KvDType {
+    /// The type that keeps activations of a type: bf16 for f16, which blocks are not stored in.
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::Bf16 | DType::F16 => Self::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for KvDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -133,5 +187,6 @@ mod tests {
         assert_eq!(<bf16 as Element>::DTYPE.size(), size_of::<bf16>());
         assert_eq!(<f16 as Element>::DTYPE.size(), size_of::<f16>());
         assert_eq!(<f32 as Element>::DTYPE.size(), size_of::<f32>());
+        assert_eq!(KvDType::ALL.map(|dtype| dtype.row_bytes(64)), [256, 128, 68]);
     }
 }

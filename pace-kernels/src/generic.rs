@@ -19,4 +19,5 @@ pub(crate) mod quantize;
 pub(crate) mod rope;
 pub(crate) mod softmax;
 pub(crate) mod tile;
+pub(crate) mod unpack;
 pub(crate) mod weights;

@@ -23,7 +23,7 @@ pub use self::key::UnknownKey;
 pub(crate) use self::key::{KernelKey, Operands, TileEpilogue, TileKey};
 use self::memory::Executable;
 use crate::gemm::tile::TileArgs;
-use crate::{DType, Isa, Kernels, WeightFormat};
+use crate::{Isa, Kernels, KvDType, WeightFormat};
 
 /// Generated kernels, made at first use and kept for the next.
 ///
@@ -87,8 +87,8 @@ pub enum JitError {
     #[error("generated kernels multiply bf16 and int8 weights, not {0}")]
     Format(WeightFormat),
     /// No attention step is generated for keys and values of this type.
-    #[error("generated attention reads bf16 keys and values, not {0}")]
-    Kv(DType),
+    #[error("generated attention reads bf16 and int8 keys and values, not {0}")]
+    Kv(KvDType),
     /// No kernel has this name.
     #[error(transparent)]
     Unknown(#[from] UnknownKey),

@@ -49,7 +49,7 @@ pub use crate::attention::{
 pub use crate::buffer::mapped::MappedFile;
 pub use crate::buffer::shared::SharedMemory;
 pub use crate::buffer::{Buffer, HugePages, OutOfMemory, Placement};
-pub use crate::dtype::{DType, Element, UnknownDType};
+pub use crate::dtype::{DType, Element, KvDType, UnknownDType};
 pub use crate::gemm::{ActQuant, Epilogue, GemmCx};
 pub use crate::isa::{Isa, IsaError};
 pub use crate::jit::{Jit, JitCapacity, JitEntry, JitError, UnknownKey};

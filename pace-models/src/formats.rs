@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use pace_kernels::{DType, WeightFormat};
+use pace_kernels::{DType, KvDType, WeightFormat};
 use pace_ops::{OpDType, OpShape, Operator};
 
 use crate::arch::{Architecture, LayerRole, Role};
@@ -90,7 +90,7 @@ impl ModelFormats {
 
     /// The distinct shapes of the operators that [`Decoder::load`](crate::Decoder::load) builds, in the order of a
     /// forward, for activations and cached keys and values of these types.
-    pub fn operator_shapes(&self, spec: &DecoderSpec, activations: DType, kv: DType) -> Vec<OpShape> {
+    pub fn operator_shapes(&self, spec: &DecoderSpec, activations: DType, kv: KvDType) -> Vec<OpShape> {
         let activations = OpDType::from(activations);
         let q_cols = spec.n_heads * spec.head_dim;
         let qkv_cols = q_cols + 2 * spec.n_kv_heads * spec.head_dim;
@@ -157,11 +157,11 @@ mod tests {
         let spec = random_spec("tiny").unwrap();
         let source = RandomSource::new(&spec, 1);
         for (weights, lm_head, activations, kv) in [
-            (WeightFormat::F32, None, DType::F32, DType::F32),
-            (WeightFormat::Bf16, None, DType::Bf16, DType::Bf16),
-            (WeightFormat::Bf16, None, DType::Bf16, DType::F32),
-            (WeightFormat::Int8Group(64), None, DType::Bf16, DType::Bf16),
-            (WeightFormat::Int4(32), Some(WeightFormat::Int8), DType::Bf16, DType::Bf16),
+            (WeightFormat::F32, None, DType::F32, KvDType::F32),
+            (WeightFormat::Bf16, None, DType::Bf16, KvDType::Bf16),
+            (WeightFormat::Bf16, None, DType::Bf16, KvDType::F32),
+            (WeightFormat::Int8Group(64), None, DType::Bf16, KvDType::Int8),
+            (WeightFormat::Int4(32), Some(WeightFormat::Int8), DType::Bf16, KvDType::Bf16),
         ] {
             let options = LoadOptions { kv, lm_head, ..LoadOptions::new(weights, activations) };
             let (arch, kernels) = (Architecture::Llama, Kernels::detect());

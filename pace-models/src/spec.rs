@@ -1,7 +1,7 @@
 //! [`DecoderSpec`]: an architecture as data. One [`Decoder`](crate::Decoder) reads it; a family of models is
 //! a function from its configuration to this struct.
 
-use pace_kernels::{Activation, DType, KV_BLOCK, KvLayout, WeightFormat};
+use pace_kernels::{Activation, KV_BLOCK, KvDType, KvLayout, WeightFormat};
 
 /// The shape and the switches of a decoder-only transformer. All counts are per model unless said otherwise.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +49,8 @@ impl DecoderSpec {
         format.bytes(self.matrix_parameters()) + self.vector_parameters() * size_of::<f32>()
     }
 
-    /// Bytes of keys and values per token, all layers.
-    pub fn kv_bytes_per_token(&self, dtype: DType) -> usize {
+    /// Bytes of keys and values per token, all layers, the scales of int8 included.
+    pub fn kv_bytes_per_token(&self, dtype: impl Into<KvDType>) -> usize {
         let block = KvLayout::new(dtype, self.head_dim).block_bytes();
         self.n_layers * self.n_kv_heads * block / KV_BLOCK
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pace_kernels::{
-    ActQuant, Arena, DType, Kernels, PackError, PackSpec, PackedWeights, Par, Placement, Scratch,
+    ActQuant, Arena, DType, Kernels, KvDType, PackError, PackSpec, PackedWeights, Par, Placement, Scratch,
     SharedMemory, WeightFormat,
 };
 use pace_ops::{BuildCx, Choice, OpCx, OpError, OpShape, OperatorConfig, Plan, Selection, SelfTest};
@@ -34,8 +34,8 @@ pub struct LoadOptions {
     pub act_quant: ActQuant,
     /// The type of activations: f32 or bf16.
     pub activations: DType,
-    /// The type of cached keys and values: f32 or bf16.
-    pub kv: DType,
+    /// The type of cached keys and values.
+    pub kv: KvDType,
     /// One backend per operator.
     pub operators: OperatorConfig,
     /// What measured best, for operators that are left to `Auto`.
@@ -71,7 +71,7 @@ impl LoadOptions {
             search_scales: true,
             act_quant: ActQuant::default(),
             activations,
-            kv: activations,
+            kv: activations.into(),
             operators: OperatorConfig::default(),
             plan: None,
             panel_width: None,

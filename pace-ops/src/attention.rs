@@ -4,7 +4,7 @@ mod flash;
 mod native;
 mod sample;
 
-use pace_kernels::{ActMut, ActRef, AttentionParams, AttentionSegment, DType};
+use pace_kernels::{ActMut, ActRef, AttentionParams, AttentionSegment, DType, KvDType};
 
 use self::flash::FlashAttention;
 use self::native::NativeAttention;
@@ -34,9 +34,10 @@ impl AttentionShape {
     }
 
     /// What tells this attention's measurements and tests from those of others.
-    pub fn op_shape(&self, kv_dtype: DType) -> OpShape {
+    pub fn op_shape(&self, kv_dtype: impl Into<KvDType>) -> OpShape {
         let &Self { n_heads, n_kv_heads, head_dim, .. } = self;
         let size = OpSize::Heads { n_heads, n_kv_heads, head_dim };
+        let kv_dtype: KvDType = kv_dtype.into();
         OpShape { op: Operator::Attention, dtype: kv_dtype.into(), size }
     }
 
@@ -49,21 +50,22 @@ impl AttentionShape {
 /// Causal attention.
 pub struct Attention {
     shape: AttentionShape,
-    kv_dtype: DType,
+    kv_dtype: KvDType,
     backends: ByClass<dyn AttentionBackend>,
 }
 
 impl Attention {
-    /// Attention over keys and values that are cached as `kv_dtype` (f32 or bf16).
+    /// Attention over keys and values that are cached as `kv_dtype`.
     ///
     /// # Errors
     /// The operator has no such backend, not for this type, not for this head dimension, or not here.
     pub fn new(
         build: &BuildCx,
         shape: AttentionShape,
-        kv_dtype: DType,
+        kv_dtype: impl Into<KvDType>,
         choice: impl Into<Choice>,
     ) -> Result<Self, OpError> {
+        let kv_dtype = kv_dtype.into();
         let choice = build.resolve(shape.op_shape(kv_dtype), choice.into())?;
         let backends = ByClass::build(choice, |backend| -> Box<dyn AttentionBackend> {
             match backend {
@@ -108,12 +110,12 @@ impl Attention {
     /// Every cached key and value is read once; a query row meets the tokens up to its own, by two products each.
     fn work(&self, plan: &AttentionPlan, q: ActRef<'_>, out: ActRef<'_>) -> Work {
         let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
-        let kv_bytes = 2 * plan.cached * n_kv_heads * head_dim * self.kv_dtype.size();
+        let kv_bytes = 2 * plan.cached * n_kv_heads * self.kv_dtype.row_bytes(head_dim);
         Work {
             rows: plan.rows(),
             bytes: kv_bytes + act_bytes(q) + act_bytes(out),
             flops: 2 * 2 * plan.visible * n_heads * head_dim,
-            unit: OpDType::from(self.kv_dtype).into(),
+            unit: SelfTest::shape(self).unit(),
         }
     }
 }
@@ -240,7 +242,11 @@ impl SelfTest for Attention {
 
     fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
         let native = NativeAttention::new(self.shape);
-        let sample = Sample::new(OpDType::from(self.kv_dtype));
+        // Both read the same int8 blocks: what differs is the rounding to bf16.
+        let sample = Sample::new(match self.kv_dtype {
+            KvDType::F32 => OpDType::F32,
+            KvDType::Bf16 | KvDType::Int8 => OpDType::Bf16,
+        });
         let cols = self.shape.n_heads * self.shape.head_dim;
         // A few tokens more than a block, so that it and the last, partial one are seen.
         const TOKENS: usize = 80;

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use pace_kernels::{DType, WeightFormat};
+use pace_kernels::{DType, KvDType, WeightFormat};
 use serde::{Deserialize, Serialize};
 
 use crate::OpError;
@@ -170,9 +170,9 @@ impl Operator {
     /// The types that a backend of this operator computes; none if there is no such backend.
     pub const fn dtypes(self, backend: Backend) -> &'static [OpDType] {
         match (self, backend) {
-            (Self::Norm | Self::Rope, Backend::Native | Backend::Tpp)
-            | (Self::Attention, Backend::Native | Backend::Flash) => &[OpDType::F32, OpDType::Bf16],
-            (Self::Attention, Backend::Jit) => &[OpDType::Bf16],
+            (Self::Norm | Self::Rope, Backend::Native | Backend::Tpp) => &[OpDType::F32, OpDType::Bf16],
+            (Self::Attention, Backend::Native | Backend::Flash) => &OpDType::ALL,
+            (Self::Attention, Backend::Jit) => &[OpDType::Bf16, OpDType::Int8],
             (Self::Attention | Self::Norm | Self::Rope, _) => &[],
             (_, Backend::Native | Backend::Tpp) | (Self::Mlp, Backend::Imbps) => &OpDType::ALL,
             (_, Backend::Jit) => &[OpDType::Bf16, OpDType::Int8],
@@ -190,7 +190,7 @@ pub enum OpDType {
     F32,
     /// Stored as bf16, summed in f32.
     Bf16,
-    /// Int8 weights, activations rounded to int8 on the way, exact sums in i32.
+    /// Int8 weights, activations rounded to int8 on the way, exact sums in i32; int8 keys and values, computed as bf16.
     Int8,
     /// As `Int8`, with weights of 4 bits, or of 8 bits with a minimum for each group.
     Int4,
@@ -230,6 +230,15 @@ impl OpDType {
             Self::Bf16 | Self::Int8 | Self::Int4 => DType::Bf16,
         }
     }
+
+    /// The type of cached keys and values that it stands for in an attention's shape.
+    pub(crate) const fn kv(self) -> KvDType {
+        match self {
+            Self::F32 => KvDType::F32,
+            Self::Bf16 => KvDType::Bf16,
+            Self::Int8 => KvDType::Int8,
+        }
+    }
 }
 
 impl fmt::Display for OpDType {
@@ -258,6 +267,16 @@ impl From<DType> for OpDType {
         match dtype {
             DType::F32 => Self::F32,
             DType::F16 | DType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl From<KvDType> for OpDType {
+    fn from(dtype: KvDType) -> Self {
+        match dtype {
+            KvDType::F32 => Self::F32,
+            KvDType::Bf16 => Self::Bf16,
+            KvDType::Int8 => Self::Int8,
         }
     }
 }

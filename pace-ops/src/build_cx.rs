@@ -72,7 +72,9 @@ impl BuildCx {
             return Err(OpError::Unavailable { op, backend, reason });
         }
         if backend == Backend::Jit {
-            let needed = if dtype == OpDType::Int8 { Isa::Avx512Vnni } else { Isa::Avx512Bf16 };
+            // Int8 keys and values are multiplied as bf16.
+            let vnni = dtype == OpDType::Int8 && op != Operator::Attention;
+            let needed = if vnni { Isa::Avx512Vnni } else { Isa::Avx512Bf16 };
             let actual = self.kernels.isa();
             let reason = match self.jit() {
                 _ if actual < needed => JitError::Isa { needed, actual }.to_string(),
@@ -128,6 +130,8 @@ const fn rule(shape: OpShape) -> Backend {
 
 #[cfg(test)]
 mod tests {
+    use pace_kernels::Unit;
+
     use super::*;
 
     #[test]
@@ -176,6 +180,22 @@ mod tests {
         assert_eq!(cx.resolve(shape, Backend::Auto.into()).unwrap(), Backend::Native.into());
         let error = cx.resolve(shape, Backend::Flash.into()).unwrap_err().to_string();
         assert!(error.contains("4/2 heads of 12") && error.contains("multiples of 8"), "{error}");
+    }
+
+    #[test]
+    fn generated_attention_needs_bf16_products_for_int8_keys_too() {
+        for isa in Isa::supported() {
+            let cx = BuildCx::new(Kernels::new(isa).unwrap());
+            let jit = cx.check(Operator::Attention, Backend::Jit, OpDType::Int8);
+            assert_eq!(jit.is_ok(), isa >= Isa::Avx512Bf16);
+            for backend in [Backend::Native, Backend::Flash] {
+                assert!(cx.check(Operator::Attention, backend, OpDType::Int8).is_ok());
+            }
+        }
+        let size = OpSize::Heads { n_heads: 4, n_kv_heads: 2, head_dim: 64 };
+        let shape = OpShape { op: Operator::Attention, dtype: OpDType::Int8, size };
+        assert_eq!(shape.unit(), Unit::Bf16);
+        assert_eq!(OpShape::matrix(Operator::Linear, OpDType::Int8, 3, 4).unit(), Unit::Int8);
     }
 
     #[test]

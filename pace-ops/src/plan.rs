@@ -148,7 +148,7 @@ fn entries(
     };
     let native = measured.iter().all(|(_, runs)| seconds(runs, true) * NOISE < seconds(runs, false));
     let entry = |(class, runs): &(MClass, Runs)| {
-        let limit_seconds = limits.seconds(shape.dtype.into(), runs.flops, runs.bytes);
+        let limit_seconds = limits.seconds(shape.unit(), runs.flops, runs.bytes);
         let candidate = |&(backend, seconds): &(Backend, f64)| Candidate {
             backend,
             seconds,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use pace_kernels::Unit;
 use serde::{Deserialize, Serialize};
 
 use crate::{OpDType, Operator};
@@ -74,6 +75,14 @@ impl OpShape {
         match self.size {
             OpSize::Heads { head_dim, .. } => head_dim % 8 == 0 && head_dim >= 8 && head_dim <= 256,
             _ => true,
+        }
+    }
+
+    /// The unit that multiplies: int8 keys and values are multiplied as bf16.
+    pub(crate) fn unit(&self) -> Unit {
+        match (self.op, self.dtype) {
+            (Operator::Attention, OpDType::Int8) => Unit::Bf16,
+            (_, dtype) => dtype.into(),
         }
     }
 

@@ -8,7 +8,7 @@ mod common;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::{Cache, Caches, act, act_dtype, everywhere, formats, numbers, read};
+use common::{Cache, Caches, act, everywhere, formats, kv_dtype, numbers, read};
 use pace_kernels::{ActBuf, Activation, Isa, KvLayout};
 use pace_ops::{
     Attention, AttentionPlan, AttentionShape, Backend, Linear, Mlp, MlpWeights, OpDType, OpShape, Operator,
@@ -102,8 +102,8 @@ proptest! {
         let mut plan = AttentionPlan::default();
         plan.rebuild(&shape, 2, lens.iter().copied());
         let mut first = First::new();
-        let caches = [OpDType::F32, OpDType::Bf16].map(|dtype| {
-            let layout = KvLayout::new(act_dtype(dtype), d);
+        let caches = OpDType::ALL.map(|dtype| {
+            let layout = KvLayout::new(kv_dtype(dtype), d);
             let cache = |(s, (past, new)): (usize, &(usize, usize))| Cache::fill(layout, 2, past + new, &|t| kv_row(s, t));
             Arc::new(Caches(lens.iter().enumerate().map(cache).collect()))
         });
@@ -111,10 +111,10 @@ proptest! {
             if cell.backend == Backend::Native {
                 return Ok(());
             }
-            let (cx, dtype) = (&cell.cx, act_dtype(cell.dtype));
-            let op = Attention::new(cell.build, shape, dtype, cell.backend).unwrap();
+            let (cx, dtype) = (&cell.cx, cell.act_dtype());
+            let op = Attention::new(cell.build, shape, kv_dtype(cell.dtype), cell.backend).unwrap();
             let (a, mut out) = (act(cx, dtype, &q, rows, cols), ActBuf::new(dtype, cols));
-            let caches = &caches[usize::from(cell.dtype == OpDType::Bf16)];
+            let caches = &caches[cell.dtype as usize];
             op.forward(cx, 0, &plan, caches.as_ref(), a.rows(rows), out.rows_mut(rows));
             let all = read(cx, out.rows(rows));
             same(&mut first, (cx.kernels.isa(), cell.dtype, 0), &cell.name(), &all)

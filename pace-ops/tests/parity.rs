@@ -6,7 +6,7 @@
 mod common;
 
 use common::{
-    Cache, Caches, act, act_dtype, close, everywhere, formats, numbers, product, read, stored, wide,
+    Cache, Caches, act, close, everywhere, formats, kv_dtype, numbers, product, read, stored, wide,
 };
 use pace_kernels::{ActBuf, Activation, KvLayout};
 use pace_ops::{
@@ -155,13 +155,13 @@ proptest! {
         let mut plan = AttentionPlan::default();
         plan.rebuild(&shape, 2, lens.iter().copied());
         everywhere(Operator::Attention, |cell| {
-            let (cx, dtype) = (&cell.cx, act_dtype(cell.dtype));
-            let Ok(op) = Attention::new(cell.build, shape, dtype, cell.backend) else {
+            let (cx, dtype, kv_dtype) = (&cell.cx, cell.act_dtype(), kv_dtype(cell.dtype));
+            let Ok(op) = Attention::new(cell.build, shape, kv_dtype, cell.backend) else {
                 prop_assert!(cell.backend != Backend::Native && !d.is_multiple_of(8), "{} is missing", cell.name());
                 return Ok(());
             };
             let caches = Caches(lens.iter().enumerate().map(|(s, (past, new))| {
-                Cache::fill(KvLayout::new(dtype, d), kv, past + new, &|t| kv_rows(s, t))
+                Cache::fill(KvLayout::new(kv_dtype, d), kv, past + new, &|t| kv_rows(s, t))
             }).collect());
             let (a, mut out) = (act(cx, dtype, &q, rows, shape.n_heads * d), ActBuf::new(dtype, shape.n_heads * d));
             op.forward(cx, 0, &plan, &caches, a.rows(rows), out.rows_mut(rows));

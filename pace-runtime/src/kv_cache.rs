@@ -12,7 +12,7 @@ mod schedule;
 
 use std::fmt;
 
-use pace_kernels::{Buffer, DType, KV_BLOCK, KvLayout, Placement};
+use pace_kernels::{Buffer, KV_BLOCK, KvDType, KvLayout, Placement};
 use pace_models::DecoderSpec;
 use pace_ops::{KvCache, KvError};
 
@@ -244,10 +244,7 @@ impl BmcGrow {
 
 impl KvShape {
     /// The shape of the caches of a model, for sequences of up to `max_len` tokens.
-    ///
-    /// # Panics
-    /// `dtype` is neither f32 nor bf16.
-    pub fn new(spec: &DecoderSpec, dtype: DType, max_len: usize) -> Self {
+    pub fn new(spec: &DecoderSpec, dtype: impl Into<KvDType>, max_len: usize) -> Self {
         let layout = KvLayout::new(dtype, spec.head_dim);
         Self { n_layers: spec.n_layers, n_kv_heads: spec.n_kv_heads, layout, max_len }
     }

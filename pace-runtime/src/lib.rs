@@ -20,7 +20,7 @@ pub mod sampler;
 mod scheduler;
 pub mod tokenizer;
 
-pub use pace_kernels::DType;
+pub use pace_kernels::{DType, KvDType};
 pub use pace_ops::{
     Chosen, Demotion, Limits, OperatorConfig, Plan, ProfileReport, ProfileRow, Trace, write_traces,
 };

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use pace_kernels::{DType, MatMut};
+use pace_kernels::{KvDType, MatMut};
 use pace_models::{DecoderSpec, Model, RopeScaling, Sequence, Workspace};
 use pace_ops::{KvCache, OpCx};
 
@@ -81,7 +81,7 @@ impl Batching {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KvPlan {
     pub(crate) config: KvConfig,
-    pub(crate) dtype: DType,
+    pub(crate) dtype: KvDType,
 }
 
 impl KvPlan {

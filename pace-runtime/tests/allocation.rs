@@ -4,7 +4,7 @@
 
 mod common;
 
-use pace_kernels::DType;
+use pace_kernels::{DType, KvDType};
 use pace_runtime::kv_cache::KvShape;
 use pace_runtime::sampler::SamplingParams;
 use pace_runtime::{ModelFiles, ModelRef, Request, TokenEvent, TokenStream};
@@ -18,8 +18,15 @@ static HEAP: PeakAlloc = PeakAlloc;
 
 #[test]
 fn a_warm_decode_step_allocates_nothing() {
+    for kv in [KvDType::Bf16, KvDType::Int8] {
+        check(kv);
+    }
+}
+
+fn check(kv: KvDType) {
     let small = ModelRef::Random("small".to_owned());
     let mut config = config(DType::Bf16, 2);
+    config.load.kv = kv;
     let files = ModelFiles::open(&small).unwrap();
     // An engine is never so far ahead of who reads that an answer ends meanwhile.
     let (prompt, new) = (20, 1500);
@@ -42,7 +49,7 @@ fn a_warm_decode_step_allocates_nothing() {
             assert_eq!((engine.metrics().running, engine.metrics().waiting), (3, 1));
             if warm {
                 let after = (HEAP.peak_usage(), HEAP.current_usage());
-                assert_eq!(after, (before, before), "sampling: {do_sample}");
+                assert_eq!(after, (before, before), "{kv}, sampling: {do_sample}");
             }
             for stream in streams.into_iter().chain([waiting]) {
                 stream.cancel();

@@ -6,7 +6,7 @@
 
 mod common;
 
-use pace_kernels::{DType, Isa, Kernels, MatMut, Pool, Scratch, WeightFormat};
+use pace_kernels::{DType, Isa, Kernels, KvDType, MatMut, Pool, Scratch, WeightFormat};
 use pace_models::weights::WeightSource;
 use pace_models::weights::random::{RandomSource, random_spec};
 use pace_models::{Architecture, Decoder, DecoderSpec, LoadOptions, Model, ModelError, Sequence, Workspace};
@@ -23,12 +23,14 @@ struct Machine {
     kernels: Kernels,
     pool: Pool,
     kv: KvConfig,
+    /// None: as the activations.
+    kv_dtype: Option<KvDType>,
 }
 
 impl Machine {
     fn new(threads: usize) -> Self {
         let kernels = Kernels::new(Isa::from_env().unwrap()).unwrap();
-        Self { kernels, pool: Pool::unpinned(threads).unwrap(), kv: KvConfig::default() }
+        Self { kernels, pool: Pool::unpinned(threads).unwrap(), kv: KvConfig::default(), kv_dtype: None }
     }
 
     fn load(
@@ -74,7 +76,8 @@ impl Machine {
 
     /// An empty sequence of up to `len` tokens, all of which need logits.
     fn sequence(&self, model: &Decoder, len: usize) -> Sequence {
-        let kv = self.kv.build(KvShape::new(model.spec(), model.activations(), len)).unwrap();
+        let dtype = self.kv_dtype.unwrap_or_else(|| model.activations().into());
+        let kv = self.kv.build(KvShape::new(model.spec(), dtype, len)).unwrap();
         Sequence { kv, input: Vec::new(), rope_len: len, outputs: usize::MAX }
     }
 }
@@ -288,6 +291,65 @@ fn the_bits_do_not_depend_on_the_cache() {
                     "{kv} in {dtype}, chunks of {chunks:?}"
                 );
             }
+        }
+    }
+}
+
+/// A machine with int8 caches.
+fn int8_machine(threads: usize, kv: KvConfig) -> Machine {
+    Machine { kv, kv_dtype: Some(KvDType::Int8), ..Machine::new(threads) }
+}
+
+fn int8_options(dtype: DType, operators: OperatorConfig) -> LoadOptions {
+    LoadOptions { kv: KvDType::Int8, ..options(dtype, operators) }
+}
+
+#[test]
+fn the_bits_of_int8_caches_do_not_depend_on_backend_batch_chunks_threads_or_kind() {
+    let spec = ragged_spec();
+    let (source, long, short) = (RandomSource::new(&spec, 11), prompt(540, 53), prompt(70, 31));
+    let chunks: [&[usize]; 4] = [&[usize::MAX], &[1], &[130, 1, 3, 40], &[64]];
+    for dtype in DTYPES {
+        let mut want = None;
+        for attention in [Backend::Flash, Backend::Jit] {
+            let first = int8_machine(2, KvConfig::default());
+            if BuildCx::new(first.kernels).check(Operator::Attention, attention, OpDType::Int8).is_err() {
+                continue;
+            }
+            let config = OperatorConfig { attention, ..OperatorConfig::default() };
+            let load = int8_options(dtype, config);
+            let model = first.load(&source, Architecture::Llama, &spec, load).unwrap();
+            assert_obeyed(&model, &config);
+            assert!(model.selection().is_bit_equal());
+            for (i, kv) in caches().into_iter().enumerate() {
+                let (machine, chunks) = (int8_machine(1 + i % 3, kv), chunks[i % 4]);
+                let mut got = machine.logits(&model, &[&short, &long], chunks);
+                got.push(machine.logits(&model, &[&short], chunks).concat());
+                let got = bits(&got.concat());
+                let want = want.get_or_insert_with(|| got.clone());
+                assert!(got == *want, "{attention} over {kv} in {dtype}, chunks of {chunks:?}");
+            }
+            let vocab = spec.vocab_size;
+            let want = want.as_ref().unwrap();
+            assert!(want[..70 * vocab] == want[610 * vocab..], "{attention} in {dtype}: alone");
+        }
+    }
+}
+
+#[test]
+fn int8_caches_stay_as_close_to_transformers_as_bf16() {
+    let machine = int8_machine(2, KvConfig::default());
+    for (dir, expected) in fixtures() {
+        let files = ModelFiles::open(&model(&dir, &expected)).unwrap();
+        let (source, arch, spec) = (files.source(), files.architecture(), files.spec());
+        for attention in [Backend::Auto, Backend::Native] {
+            let config = OperatorConfig { attention, ..OperatorConfig::default() };
+            let model = machine.load(source, arch, spec, int8_options(DType::F32, config)).unwrap();
+            assert!(model.selection().demotions().is_empty());
+            let logits = |case: &Case| machine.logits(&model, &[&case.prompt], &[usize::MAX]).concat();
+            let off: Vec<f64> =
+                expected.cases.iter().flat_map(|case| differences(case, &logits(case))).collect();
+            assert_close(&format!("{} by {attention}", expected.name), DType::Bf16, &off);
         }
     }
 }

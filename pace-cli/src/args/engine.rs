@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use pace_kernels::DType;
+use pace_kernels::{DType, KvDType};
 use pace_ops::{ConfigError, OperatorConfig};
 use pace_runtime::EngineConfig;
 use pace_runtime::config::Env;
@@ -27,7 +27,7 @@ pub(crate) struct EngineArgs {
     /// hold as integers computed as they are; the others dequantise them.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: WeightChoice,
-    /// Cached keys and values [default: as --dtype].
+    /// Cached keys and values [default: as --dtype]. int8 has a scale for each token and head, and is computed as bf16 is.
     #[arg(long, value_enum)]
     pub(crate) kv_dtype: Option<KvChoice>,
     /// Prompt tokens that one forward computes at most, over all sequences [default: 512]. Results do not depend on it.
@@ -80,6 +80,17 @@ pub(crate) enum WeightChoice {
 pub(crate) enum KvChoice {
     F32,
     Bf16,
+    Int8,
+}
+
+impl From<KvChoice> for KvDType {
+    fn from(choice: KvChoice) -> Self {
+        match choice {
+            KvChoice::F32 => Self::F32,
+            KvChoice::Bf16 => Self::Bf16,
+            KvChoice::Int8 => Self::Int8,
+        }
+    }
 }
 
 impl EngineArgs {
@@ -108,11 +119,7 @@ impl EngineArgs {
         config.load.operators = self.operators.apply(env.operators).map_err(|e| Usage(e.to_string()))?;
         config.load.panel_width = env.panel_width;
         config.load.imbps_chunks = env.imbps_chunks;
-        match self.kv_dtype {
-            Some(KvChoice::F32) => config.load.kv = DType::F32,
-            Some(KvChoice::Bf16) => config.load.kv = DType::Bf16,
-            None => {}
-        }
+        config.load.kv = self.kv_dtype.map_or(config.load.kv, KvDType::from);
         if let Some(dir) = plan_dir(env) {
             config.load.plan = plan_store::load(&dir, &PlanKey::detect(&config)?).map(Arc::new);
         }

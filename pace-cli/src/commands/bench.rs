@@ -57,6 +57,7 @@ fn layout(args: &BenchArgs) -> Layout {
     let engines = args.engines.0.iter();
     Layout {
         kv_cache: engines.clone().any(|e| e.kv.kv_cache.is_some() || e.kv.bmc_splits.is_some()),
+        kv_dtype: engines.clone().any(|e| e.kv_dtype.is_some()),
         hugepages: engines.clone().any(|e| e.platform.hugepages != HugePageChoice::Auto),
         instances: args.instances != [1],
         batch: args.batch != [1],

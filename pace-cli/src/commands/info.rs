@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use pace_kernels::{DType, WeightFormat};
+use pace_kernels::{KvDType, WeightFormat};
 use pace_models::{DecoderSpec, RopeScaling};
 use pace_runtime::config::Env;
 use pace_runtime::kv_cache::{KvCacheKind, KvConfig, KvShape};
@@ -17,7 +17,7 @@ use crate::session::open;
 
 /// Weights and cache as the default flags keep them.
 const WEIGHTS: WeightFormat = WeightFormat::Bf16;
-const KV: DType = DType::Bf16;
+const KV: KvDType = KvDType::Bf16;
 
 pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
     let engine = EngineArgs {
@@ -89,7 +89,8 @@ pub(crate) fn to_json(files: &ModelFiles) -> Value {
             "weights_f32_bytes": spec.weight_bytes(WeightFormat::F32),
             "weights_bf16_bytes": spec.weight_bytes(WEIGHTS),
             "kv_bf16_bytes_per_token": spec.kv_bytes_per_token(KV),
-            "kv_f32_bytes_per_token": spec.kv_bytes_per_token(DType::F32),
+            "kv_f32_bytes_per_token": spec.kv_bytes_per_token(KvDType::F32),
+            "kv_int8_bytes_per_token": spec.kv_bytes_per_token(KvDType::Int8),
             "kv_bf16_context_bytes": Value::Object(context_bytes(spec)),
         },
         "tokenizer": files.tokenizer().map(|t| json!({
@@ -140,6 +141,7 @@ pub(crate) fn to_text(files: &ModelFiles) -> String {
         .map(|(kind, n)| format!("{} {kind}", bytes(n.as_u64().unwrap_or_default() as usize)));
     row("", format!("at most {} while it grows to there", by_kind.collect::<Vec<_>>().join(", ")));
     row("memory, f32", format!("{} of weights", bytes(spec.weight_bytes(WeightFormat::F32))));
+    row("memory, int8", format!("{} of KV cache a token", bytes(spec.kv_bytes_per_token(KvDType::Int8))));
     row("tokenizer", tokenizer(files));
     row("chat template", if files.chat_template().is_some() { "yes" } else { "none" }.to_owned());
     out

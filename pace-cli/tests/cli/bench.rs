@@ -15,6 +15,7 @@ const KEYS: [&str; 29] = [
     "op_config",
     "kv_cache",
     "kv_settings",
+    "kv_dtype",
     "hugepages",
     "threads",
     "instances",
@@ -245,4 +246,6 @@ fn markdown_is_a_table_with_notes() {
     assert!(run(&["-b", "2"]).contains("| batch | test |"));
     let caches = run(&["--kv-cache", "static"]);
     assert!(caches.contains("| kv-cache |") && caches.contains("| static |"), "{caches}");
+    let int8 = run(&["--kv-dtype", "int8"]);
+    assert!(int8.contains("| kv-dtype |") && int8.contains("| int8 |"), "{int8}");
 }

@@ -193,4 +193,7 @@ fn bf16_weights_and_caches_take_half_the_memory() {
     assert_eq!(f32_kv, bytes(&["--dtype", "f32"]));
     // Blocks pad the two types differently, so not exactly half.
     assert!(auto < f32_kv, "{auto} bytes in bf16, {f32_kv} in f32");
+    let int8 = bytes(&["--kv-dtype", "int8"]);
+    assert_eq!(int8, bytes(&["--dtype", "f32", "--kv-dtype", "int8"]));
+    assert!(int8 < auto, "{int8} bytes in int8, {auto} in bf16");
 }

@@ -89,6 +89,11 @@ fn kv_plan_shows_what_it_chose_and_among_what() {
         (&given["choice"]["splits"], &given["choice"]["grow"]),
         (&Value::from(3), &Value::from("copy"))
     );
+    let int8 = json(&pace(&[&args[..], &["--kv-dtype", "int8"]].concat()));
+    assert_eq!((&plan["dtype"], &int8["dtype"]), (&Value::from("bf16"), &Value::from("int8")));
+    // 64 elements of a byte and a scale of 4, for 128 bytes of bf16.
+    let peaks = [&int8, &plan].map(|plan| plan["candidates"][0]["peak_bytes"].as_u64().unwrap());
+    assert_eq!(peaks[0] * 128, peaks[1] * 68);
     pace(&["kv-plan", "-m", "random:tiny", "--length", "513"]).assert_refused(2, &["--length", "512"]);
 }
 
@@ -101,4 +106,6 @@ fn info_has_the_memory_of_every_kind() {
     assert_eq!(by_kind["static"], context);
     assert_eq!(by_kind["bmc"], context);
     assert!(by_kind["dynamic"].as_u64() > Some(context), "{by_kind}");
+    // 16 layers of 8 heads: keys and values of 64 dimensions and a scale.
+    assert_eq!(memory["kv_int8_bytes_per_token"], 16 * 8 * 2 * (64 + 4));
 }

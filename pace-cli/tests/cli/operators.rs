@@ -29,8 +29,8 @@ fn ops_has_a_cell_for_each_operator_backend_and_type() {
     }
     let cells = |op, backend| dtypes(&out, op, backend, false);
     assert_eq!(cells("mlp", "imbps"), ["f32", "bf16", "int8"]);
-    assert_eq!(cells("attention", "jit"), ["bf16"]);
-    assert_eq!(cells("attention", "flash"), ["f32", "bf16"]);
+    assert_eq!(cells("attention", "jit"), ["bf16", "int8"]);
+    assert_eq!(cells("attention", "flash"), ["f32", "bf16", "int8"]);
     assert_eq!(cells("lm_head", "jit"), ["bf16", "int8"]);
     assert!(cells("norm", "jit").is_empty() && cells("linear", "flash").is_empty());
     assert_eq!(out["rule"]["mlp"], "tpp");

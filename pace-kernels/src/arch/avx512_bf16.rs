@@ -5,6 +5,7 @@
 
 mod attention;
 mod tile;
+mod unpack;
 
 use std::arch::x86_64::*;
 
@@ -17,7 +18,11 @@ use crate::generic;
 use crate::table::Table;
 
 pub(crate) const TABLE: Table = Table {
-    attention: AttentionTiles { step_bf16: attention::step, ..avx512_vnni::TABLE.attention },
+    attention: AttentionTiles {
+        step_bf16: attention::step,
+        unpack: unpack::unpack,
+        ..avx512_vnni::TABLE.attention
+    },
     tile_bf16: tile::tile,
     tile_bf16_rows: tile::ROWS,
     probe_peak,

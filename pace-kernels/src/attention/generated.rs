@@ -2,14 +2,14 @@
 
 use super::{AttentionParams, AttentionPlan, KvSource, item, run};
 use crate::jit::{AttentionKey, Scores};
-use crate::{ActMut, ActRef, DType, Jit, JitError, Par, Scratch};
+use crate::{ActMut, ActRef, Jit, JitError, KvDType, Par, Scratch};
 
 impl Jit {
     /// As [`Kernels::attention`](crate::Kernels::attention), bit for bit, by a step that is generated for
     /// the head dimension and the number of query heads for each KV head when it is first needed.
     ///
     /// # Errors
-    /// The keys and values are not bf16, the tier lacks the instructions, or the system refuses executable
+    /// The keys and values are neither bf16 nor int8, the tier lacks the instructions, or the system refuses executable
     /// memory. Nothing has been computed then.
     ///
     /// # Panics
@@ -26,7 +26,7 @@ impl Jit {
     ) -> Result<(), JitError> {
         params.check();
         let dtype = kv.layout().dtype();
-        if dtype != DType::Bf16 {
+        if dtype == KvDType::F32 {
             return Err(JitError::Kv(dtype));
         }
         let key = AttentionKey {

@@ -4,10 +4,10 @@ use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use super::plan::{Item, Merge, Tile, UNIT_BLOCKS};
-use super::tile::{KvElement, Logits, Part, SUM_LANES, State, Step};
-use super::{AttentionParams, AttentionPlan, KV_BLOCK, KvLayout, KvSource};
+use super::tile::{KvElement, Logits, Part, SUM_LANES, State, Step, Unpack, seen_together};
+use super::{AttentionParams, AttentionPlan, KV_BLOCK, KvLayout, KvRef, KvSource};
 use crate::jit::AttentionStep;
-use crate::{ActMut, ActRef, Kernels, MatMut, Par, Scratch};
+use crate::{ActMut, ActRef, Kernels, KvDType, MatMut, Par, Scratch};
 
 /// Everything that the items of a call share.
 pub(super) struct Call<'a> {
@@ -36,7 +36,7 @@ fn width(head_dim: usize) -> usize {
 
 impl Call<'_> {
     pub(super) fn run<E: KvElement>(&self, scratch: &Scratch, par: &Par<'_>) {
-        let slot_len = Work::<E>::len(self.plan.tile_rows(), self.params.head_dim);
+        let slot_len = Work::<E>::len(self.plan.tile_rows(), self.params.head_dim, self.unpacked_len());
         let slots = slot_len.checked_mul(par.threads()).expect("the size of the attention scratch fits");
         let mut slots = scratch.take(slots);
         par.tasks(self.plan.items.len(), &mut slots, |slot, index| {
@@ -52,7 +52,7 @@ impl Call<'_> {
         let mut work = self.work::<E>(slot, tile);
         self.load_queries(tile, item.head, work.q);
         let mut unit = None;
-        self.for_each_block::<E>(tile.seq, item.head, &item.blocks, &mut |index, block| {
+        self.for_each_block(tile.seq, item.head, &item.blocks, &mut |index, block| {
             let this = index / UNIT_BLOCKS;
             if unit != Some(this) {
                 self.close(&mut work, item, unit);
@@ -108,7 +108,7 @@ impl Call<'_> {
     }
 
     /// The rows that see something of a block take it in.
-    fn step<E: KvElement>(&self, tile: &Tile, work: &mut Work<'_, E>, index: usize, block: &[E]) {
+    fn step<E: KvElement>(&self, tile: &Tile, work: &mut Work<'_, E>, index: usize, block: KvRef<'_>) {
         let (d, w, group) = (self.params.head_dim, width(self.params.head_dim), self.params.group());
         let tokens = self.tokens_that_see(tile, index);
         let rows = tokens.start * group..tokens.end * group;
@@ -116,6 +116,7 @@ impl Call<'_> {
             return;
         }
         let seen = self.masks(tile, &tokens, index, &mut work.seen[..rows.len()]);
+        let block = E::block(self.kernels, &self.layout, seen_together(seen), block, &mut *work.block);
         let step = Step {
             head_dim: d,
             logits: logits(self.params),
@@ -196,7 +197,15 @@ impl Call<'_> {
     }
 
     fn work<'s, E: KvElement>(&self, slot: &'s mut [f32], tile: &Tile) -> Work<'s, E> {
-        Work::carve(slot, tile.tokens * self.params.group(), self.params.head_dim)
+        Work::carve(slot, tile.tokens * self.params.group(), self.params.head_dim, self.unpacked_len())
+    }
+
+    /// Elements of a block that a step reads and the cache does not hold.
+    fn unpacked_len(&self) -> usize {
+        match self.layout.dtype() {
+            KvDType::F32 | KvDType::Bf16 => 0,
+            KvDType::Int8 => Unpack::len(&self.layout),
+        }
     }
 
     fn load_queries<E: KvElement>(&self, tile: &Tile, head: usize, q: &mut [E]) {
@@ -207,27 +216,27 @@ impl Call<'_> {
     }
 
     /// Calls `f(index, block)` for every block of a range, in order.
-    fn for_each_block<E: KvElement>(
+    fn for_each_block(
         &self,
         seq: usize,
         head: usize,
         blocks: &Range<usize>,
-        f: &mut dyn FnMut(usize, &[E]),
+        f: &mut dyn FnMut(usize, KvRef<'_>),
     ) {
         let mut next = blocks.start;
         let block_len = self.layout.block_len();
         let positions = blocks.start * KV_BLOCK..blocks.end * KV_BLOCK;
         self.kv.for_each_run(seq, head, positions, &mut |run| {
             let first = run.first_token / KV_BLOCK;
-            let elements = E::elements(run.blocks);
+            let (dtype, wanted) = (run.blocks.dtype(), self.layout.dtype());
+            assert!(dtype == wanted, "{dtype} blocks in a batch of {wanted} blocks");
             assert!(
-                run.first_token.is_multiple_of(KV_BLOCK) && elements.len().is_multiple_of(block_len),
+                run.first_token.is_multiple_of(KV_BLOCK) && run.blocks.len().is_multiple_of(block_len),
                 "a run of whole KV blocks"
             );
-            let end = (first + elements.len() / block_len).min(blocks.end);
+            let end = (first + run.blocks.len() / block_len).min(blocks.end);
             while (first..end).contains(&next) {
-                let start = (next - first) * block_len;
-                f(next, &elements[start..start + block_len]);
+                f(next, run.block(&self.layout, next - first));
                 next += 1;
             }
         });
@@ -241,6 +250,8 @@ impl Call<'_> {
 /// A thread's memory for one item.
 struct Work<'a, E> {
     q: &'a mut [E],
+    /// A block that the cache holds as int8.
+    block: &'a mut [E],
     p: &'a mut [f32],
     shrink: &'a mut [f32],
     /// What each row sees of the block.
@@ -252,16 +263,17 @@ struct Work<'a, E> {
 }
 
 impl<'a, E: KvElement> Work<'a, E> {
-    /// Elements of scratch for `rows` rows, each part on a cache line.
-    fn len(rows: usize, head_dim: usize) -> usize {
+    /// Elements of scratch for `rows` rows and `unpacked` elements of a block, each part on a cache line.
+    fn len(rows: usize, head_dim: usize, unpacked: usize) -> usize {
         aligned(rows * head_dim)
+            + aligned(unpacked)
             + rows * (KV_BLOCK + SUM_LANES)
             + aligned(rows)
             + aligned(2 * rows)
             + 2 * (2 * aligned(rows) + rows * width(head_dim))
     }
 
-    fn carve(slot: &'a mut [f32], rows: usize, head_dim: usize) -> Self {
+    fn carve(slot: &'a mut [f32], rows: usize, head_dim: usize, unpacked: usize) -> Self {
         let mut rest = slot;
         let mut take = |len: usize| {
             let (head, tail) = std::mem::take(&mut rest).split_at_mut(aligned(len));
@@ -271,6 +283,7 @@ impl<'a, E: KvElement> Work<'a, E> {
         let w = width(head_dim);
         Self {
             q: &mut bytemuck::cast_slice_mut(take(rows * head_dim))[..rows * head_dim],
+            block: &mut bytemuck::cast_slice_mut(take(unpacked))[..unpacked],
             p: take(rows * KV_BLOCK),
             lanes: take(rows * SUM_LANES),
             shrink: take(rows),
@@ -320,14 +333,14 @@ pub(super) fn logits(params: &AttentionParams<'_>) -> Logits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, KvRun, MatRef};
+    use crate::{KvRun, MatRef};
 
     /// Never asked for its blocks.
     struct NoBlocks;
 
     impl KvSource for NoBlocks {
         fn layout(&self) -> KvLayout {
-            KvLayout::new(DType::F32, 8)
+            KvLayout::new(KvDType::F32, 8)
         }
 
         fn for_each_run(&self, _: usize, _: usize, _: Range<usize>, _: &mut dyn FnMut(KvRun<'_>)) {}

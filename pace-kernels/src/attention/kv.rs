@@ -5,16 +5,21 @@
 //! - bf16: keys `[d / 2][64][2]` (lanes are tokens, pairs of dimensions); values in groups of 64
 //!   dimensions, the last one `w = round_up(d mod 64, 16)` wide, each `[32][w][2]` (lanes are
 //!   dimensions, pairs of tokens);
-//! - f32: keys `[d][64]`, values in the same groups, each `[64][w]`.
+//! - f32: keys `[d][64]`, values in the same groups, each `[64][w]`;
+//! - int8: the f32 scales of the keys `[64]` and of the values `[64]`, then both in the order of bf16, each element
+//!   an integer of -127 to 127 to be multiplied by the scale of its token.
 //!
-//! An odd head dimension is padded to an even one inside the bf16 keys. Rows that no token has
+//! An odd head dimension is padded to an even one inside the bf16 and int8 keys. Rows that no token has
 //! been appended to may hold anything, NaN included.
+
+mod int8;
 
 use std::ops::Range;
 
 use half::bf16;
 
-use crate::{DType, Element, Kernels, MatRef};
+pub(crate) use self::int8::split_scales;
+use crate::{Element, Kernels, KvDType, MatRef};
 
 /// Tokens in a block.
 pub const KV_BLOCK: usize = 64;
@@ -28,7 +33,7 @@ const V_LANES: usize = 16;
 /// The shape of the KV blocks of one cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
-    dtype: DType,
+    dtype: KvDType,
     head_dim: usize,
 }
 
@@ -39,6 +44,8 @@ pub enum KvRef<'a> {
     F32(&'a [f32]),
     /// Stored as bf16.
     Bf16(&'a [bf16]),
+    /// Stored as int8; an element is a byte, of the scales, too.
+    Int8(&'a [i8]),
 }
 
 /// One or several KV blocks, to write.
@@ -48,6 +55,8 @@ pub enum KvMut<'a> {
     F32(&'a mut [f32]),
     /// Stored as bf16.
     Bf16(&'a mut [bf16]),
+    /// Stored as int8; an element is a byte, of the scales, too.
+    Int8(&'a mut [i8]),
 }
 
 /// Whole blocks that lie one after the other, of one layer and KV head.
@@ -65,6 +74,7 @@ impl KvRun<'_> {
         match self.blocks {
             KvRef::F32(blocks) => addresses(blocks),
             KvRef::Bf16(blocks) => addresses(blocks),
+            KvRef::Int8(blocks) => addresses(blocks),
         }
     }
 }
@@ -78,16 +88,15 @@ impl KvLayout {
     /// Blocks of heads with `head_dim` dimensions.
     ///
     /// # Panics
-    /// If `dtype` is f16, or a block's size overflows.
-    pub fn new(dtype: DType, head_dim: usize) -> Self {
-        assert!(dtype != DType::F16, "KV blocks are f32 or bf16, not f16");
+    /// If a block's size overflows.
+    pub fn new(dtype: impl Into<KvDType>, head_dim: usize) -> Self {
         let largest = usize::MAX / (4 * KV_BLOCK * size_of::<f32>());
         assert!(head_dim <= largest, "a block of {head_dim} dimensions fits no memory");
-        Self { dtype, head_dim }
+        Self { dtype: dtype.into(), head_dim }
     }
 
     /// The storage type.
-    pub const fn dtype(&self) -> DType {
+    pub const fn dtype(&self) -> KvDType {
         self.dtype
     }
 
@@ -99,8 +108,16 @@ impl KvLayout {
     /// Elements of the keys of a block.
     pub const fn k_len(&self) -> usize {
         match self.dtype {
-            DType::F32 => self.head_dim * KV_BLOCK,
-            DType::Bf16 | DType::F16 => self.head_dim.next_multiple_of(2) * KV_BLOCK,
+            KvDType::F32 => self.head_dim * KV_BLOCK,
+            KvDType::Bf16 | KvDType::Int8 => self.head_dim.next_multiple_of(2) * KV_BLOCK,
+        }
+    }
+
+    /// Elements before the keys of a block: the bytes of the scales of int8.
+    pub(crate) const fn k_start(&self) -> usize {
+        match self.dtype {
+            KvDType::F32 | KvDType::Bf16 => 0,
+            KvDType::Int8 => int8::SCALE_BYTES,
         }
     }
 
@@ -108,12 +125,36 @@ impl KvLayout {
     pub const fn block_len(&self) -> usize {
         let last = (self.head_dim % V_GROUP).next_multiple_of(V_LANES);
         let v_width = self.head_dim / V_GROUP * V_GROUP + last;
-        self.k_len() + v_width * KV_BLOCK
+        self.k_start() + self.k_len() + v_width * KV_BLOCK
     }
 
     /// Bytes of a block.
     pub const fn block_bytes(&self) -> usize {
         self.block_len() * self.dtype.size()
+    }
+
+    /// The size of a block in f32 numbers, which memory for blocks of any type can be had in: see
+    /// [`view`](Self::view).
+    pub const fn block_words(&self) -> usize {
+        self.block_bytes() / size_of::<f32>()
+    }
+
+    /// What memory in f32 numbers holds, as blocks of this layout's type.
+    pub fn view<'a>(&self, words: &'a [f32]) -> KvRef<'a> {
+        match self.dtype {
+            KvDType::F32 => KvRef::F32(words),
+            KvDType::Bf16 => KvRef::Bf16(bytemuck::cast_slice(words)),
+            KvDType::Int8 => KvRef::Int8(bytemuck::cast_slice(words)),
+        }
+    }
+
+    /// The same, to write.
+    pub fn view_mut<'a>(&self, words: &'a mut [f32]) -> KvMut<'a> {
+        match self.dtype {
+            KvDType::F32 => KvMut::F32(words),
+            KvDType::Bf16 => KvMut::Bf16(bytemuck::cast_slice_mut(words)),
+            KvDType::Int8 => KvMut::Int8(bytemuck::cast_slice_mut(words)),
+        }
     }
 
     /// Stores the key and the value of one token in a block: [`append_rows`](Self::append_rows) of one row.
@@ -126,7 +167,8 @@ impl KvLayout {
     }
 
     /// Stores the keys and the values of the tokens that follow each other from `first_slot` on in a block, both
-    /// `[tokens, head_dim]`, rounded to the layout's type.
+    /// `[tokens, head_dim]`, rounded to the layout's type: to int8 as [`Kernels::quantize_groups`] rounds a group of
+    /// head_dim, within half a scale, the same bits on every CPU. A row that holds a NaN or an infinity reads as NaN.
     ///
     /// If the last one has an even slot, the value of its partner in a pair, the slot behind it, is zeroed, so that a
     /// kernel that works on pairs can read it. Tokens are therefore appended in ascending order.
@@ -154,14 +196,19 @@ impl KvLayout {
         match block {
             KvMut::F32(block) => {
                 let (keys, values) = block.split_at_mut(self.k_len());
-                append_keys::<1, f32, E>(keys, first_slot, k);
+                append_keys::<1, f32, E>(keys, first_slot, k, |_, src, dst| round(src, dst));
                 self.v_groups().for_each(|group| append_values_f32(values, &group, first_slot, v));
             }
             KvMut::Bf16(block) => {
                 let (keys, values) = block.split_at_mut(self.k_len());
-                append_keys::<2, bf16, E>(keys, first_slot, k);
-                self.v_groups().for_each(|group| append_values_bf16(values, &group, first_slot, v));
+                append_keys::<2, bf16, E>(keys, first_slot, k, |_, src, dst| round(src, dst));
+                self.v_groups().for_each(|group| {
+                    append_value_pairs(values, &group, first_slot, v, |_, src, dst: &mut [bf16]| {
+                        round(src, dst)
+                    });
+                });
             }
+            KvMut::Int8(block) => int8::append(self, block, first_slot, k, v),
         }
     }
 
@@ -188,6 +235,7 @@ impl KvLayout {
                     kernels.deinterleave_bf16(&pair[..2 * tokens], &mut even[..tokens], &mut odd[..tokens]);
                 }
             }
+            KvRef::Int8(block) => int8::unpack_k(self, block, tokens, out),
         }
     }
 
@@ -203,6 +251,7 @@ impl KvLayout {
         match block {
             KvRef::F32(block) => self.unpack_v_f32(block, tokens, out),
             KvRef::Bf16(block) => self.unpack_v_bf16(kernels, block, tokens, out),
+            KvRef::Int8(block) => int8::unpack_v(self, block, out),
         }
     }
 
@@ -267,7 +316,13 @@ struct VGroup {
 const TILE: usize = 16;
 
 /// Stores keys in the slots from `first` on: word w of a token, `P` dimensions, goes to row w of `[words][64]`.
-fn append_keys<const P: usize, T: Element, E: Element>(keys: &mut [T], first: usize, k: MatRef<'_, E>) {
+/// `store` turns some elements of a row of `k`.
+fn append_keys<const P: usize, T: bytemuck::Pod, E: Element>(
+    keys: &mut [T],
+    first: usize,
+    k: MatRef<'_, E>,
+    store: impl Fn(usize, &[E], &mut [T]),
+) {
     let mut tile = [[[T::zeroed(); P]; TILE]; TILE];
     for start in (0..k.rows()).step_by(TILE) {
         let tokens = TILE.min(k.rows() - start);
@@ -275,7 +330,7 @@ fn append_keys<const P: usize, T: Element, E: Element>(keys: &mut [T], first: us
             let dims = i * TILE * P..k.cols().min((i + 1) * TILE * P);
             for (t, words) in tile[..tokens].iter_mut().enumerate() {
                 let (row, padding) = words.as_flattened_mut().split_at_mut(dims.len());
-                round(&k.row(start + t)[dims.clone()], row);
+                store(start + t, &k.row(start + t)[dims.clone()], row);
                 padding.fill(T::zeroed());
             }
             for (w, row) in rows.chunks_exact_mut(KV_BLOCK).enumerate() {
@@ -302,24 +357,32 @@ fn append_values_f32<E: Element>(values: &mut [f32], group: &VGroup, first: usiz
     }
 }
 
-/// Stores one group of the values in the slots from `first` on, pair by pair.
-fn append_values_bf16<E: Element>(values: &mut [bf16], group: &VGroup, first: usize, v: MatRef<'_, E>) {
+/// Stores one group of the values in the slots from `first` on, pair by pair. `store` turns some elements of a row of
+/// `v`.
+fn append_value_pairs<T: bytemuck::Pod, E: Element>(
+    values: &mut [T],
+    group: &VGroup,
+    first: usize,
+    v: MatRef<'_, E>,
+    store: impl Fn(usize, &[E], &mut [T]),
+) {
     let dims = group.dims.len();
-    let (mut even, mut odd) = ([bf16::ZERO; V_GROUP], [bf16::ZERO; V_GROUP]);
+    let (mut even, mut odd) = ([T::zeroed(); V_GROUP], [T::zeroed(); V_GROUP]);
+    let store = |token: usize, out: &mut [T]| store(token, &v.row(token)[group.dims.clone()], out);
     let pairs = values[group.start..].chunks_exact_mut(2 * group.width);
     let last = first + v.rows();
     for (i, pair) in pairs.enumerate().take(last.div_ceil(2)).skip(first / 2) {
         let pair = pair.as_chunks_mut::<2>().0;
         if 2 * i + 1 < last {
-            round(&v.row(2 * i + 1 - first)[group.dims.clone()], &mut odd[..dims]);
+            store(2 * i + 1 - first, &mut odd[..dims]);
         } else {
-            odd.fill(bf16::ZERO);
+            odd.fill(T::zeroed());
         }
         if 2 * i < first {
             pair.iter_mut().zip(&odd[..dims]).for_each(|(pair, &odd)| pair[1] = odd);
             continue;
         }
-        round(&v.row(2 * i - first)[group.dims.clone()], &mut even[..dims]);
+        store(2 * i - first, &mut even[..dims]);
         for ((pair, &even), &odd) in pair.iter_mut().zip(&even).zip(&odd) {
             *pair = [even, odd];
         }
@@ -342,6 +405,7 @@ impl<'a> KvRef<'a> {
         match self {
             Self::F32(data) => data.len(),
             Self::Bf16(data) => data.len(),
+            Self::Int8(data) => data.len(),
         }
     }
 
@@ -351,10 +415,11 @@ impl<'a> KvRef<'a> {
     }
 
     /// The storage type.
-    pub const fn dtype(&self) -> DType {
+    pub const fn dtype(&self) -> KvDType {
         match self {
-            Self::F32(_) => DType::F32,
-            Self::Bf16(_) => DType::Bf16,
+            Self::F32(_) => KvDType::F32,
+            Self::Bf16(_) => KvDType::Bf16,
+            Self::Int8(_) => KvDType::Int8,
         }
     }
 
@@ -366,6 +431,7 @@ impl<'a> KvRef<'a> {
         match self {
             Self::F32(data) => Self::F32(&data[range]),
             Self::Bf16(data) => Self::Bf16(&data[range]),
+            Self::Int8(data) => Self::Int8(&data[range]),
         }
     }
 }
@@ -377,6 +443,7 @@ impl KvMut<'_> {
         match self {
             Self::F32(data) => KvRef::F32(data),
             Self::Bf16(data) => KvRef::Bf16(data),
+            Self::Int8(data) => KvRef::Int8(data),
         }
     }
 
@@ -388,6 +455,7 @@ impl KvMut<'_> {
         match self {
             Self::F32(data) => KvMut::F32(&mut data[range]),
             Self::Bf16(data) => KvMut::Bf16(&mut data[range]),
+            Self::Int8(data) => KvMut::Int8(&mut data[range]),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{KV_BLOCK, KvRef};
+use super::{KV_BLOCK, KvLayout, KvRef};
 use crate::jit::AttentionStep;
 use crate::{ActRef, Element, Kernels};
 
@@ -24,6 +24,7 @@ pub(crate) const NOTHING: f32 = -1e30;
 pub(crate) struct AttentionTiles {
     pub(crate) step_bf16: unsafe fn(Step<'_, bf16>),
     pub(crate) step_f32: unsafe fn(Step<'_, f32>),
+    pub(crate) unpack: unsafe fn(Unpack<'_>),
     /// total = total and then part.
     pub(crate) fold: unsafe fn(&mut State<'_>, Part<'_>),
     /// Divides a row by its sum after a sink (in units of ln 2, or -inf) has joined.
@@ -40,7 +41,7 @@ pub(crate) struct Step<'a, E> {
     pub(crate) seen: Option<&'a [u64]>,
     /// `[rows][d]`.
     pub(crate) q: &'a [E],
-    /// One block as in [`KvLayout`](crate::KvLayout).
+    /// One block as in [`KvLayout`].
     pub(crate) block: &'a [E],
     /// Temporary: scores and probabilities, `[rows][64]`.
     pub(crate) p: &'a mut [f32],
@@ -72,9 +73,7 @@ impl<E: KvElement> Step<'_, E> {
 
     /// The tokens between the first and the last one that some row of a range sees.
     pub(crate) fn seen_together(&self, rows: Range<usize>) -> Range<usize> {
-        let Some(seen) = self.seen else { return 0..KV_BLOCK };
-        let seen = seen[rows].iter().fold(0, |all, seen| all | seen);
-        seen.trailing_zeros() as usize..KV_BLOCK - seen.leading_zeros() as usize
+        seen_together(self.seen.map(|seen| &seen[rows]))
     }
 
     /// Checks that every slice has the length that the rows ask for.
@@ -91,6 +90,33 @@ impl<E: KvElement> Step<'_, E> {
                 && self.o.len() == rows * w,
             "slices of an attention step"
         );
+    }
+}
+
+/// The tokens between the first and the last one that some row sees, as in [`Step`].
+pub(super) fn seen_together(seen: Option<&[u64]>) -> Range<usize> {
+    let Some(seen) = seen else { return 0..KV_BLOCK };
+    let seen = seen.iter().fold(0, |all, seen| all | seen);
+    seen.trailing_zeros() as usize..KV_BLOCK - seen.leading_zeros() as usize
+}
+
+/// What a step needs of an int8 block, as a bf16 block: each element times the scale of its row, to the nearest bf16,
+/// ties to even. The same bits on every tier if the scales are those of quantised rows.
+pub(crate) struct Unpack<'a> {
+    /// A multiple of 2.
+    pub(crate) head_dim: usize,
+    /// The tokens that are seen. Values of others may be left as they are.
+    pub(crate) tokens: Range<usize>,
+    /// One block as in [`KvLayout`].
+    pub(crate) block: &'a [i8],
+    /// One block as in [`KvLayout`].
+    pub(crate) out: &'a mut [bf16],
+}
+
+impl Unpack<'_> {
+    /// Elements of the block in bf16.
+    pub(crate) const fn len(layout: &KvLayout) -> usize {
+        layout.block_len() - layout.k_start()
     }
 }
 
@@ -146,11 +172,14 @@ pub(crate) trait KvElement: Element {
     /// One step by the table's kernel, or by a generated one if there is one for this type.
     fn step(kernels: Kernels, generated: Option<&AttentionStep>, step: Step<'_, Self>);
 
-    /// The elements of blocks of this type.
-    ///
-    /// # Panics
-    /// If they are of the other type.
-    fn elements(blocks: KvRef<'_>) -> &[Self];
+    /// The elements of a block of `layout`: as they are, or unpacked to `out`.
+    fn block<'b>(
+        kernels: Kernels,
+        layout: &KvLayout,
+        tokens: Range<usize>,
+        block: KvRef<'b>,
+        out: &'b mut [Self],
+    ) -> &'b [Self];
 
     /// Copies the columns of `range` of a row of queries, converted.
     fn load_queries(kernels: &Kernels, q: ActRef<'_>, row: usize, range: Range<usize>, out: &mut [Self]);
@@ -162,10 +191,16 @@ impl KvElement for f32 {
         unsafe { (kernels.table().attention.step_f32)(step) }
     }
 
-    fn elements(blocks: KvRef<'_>) -> &[Self] {
-        match blocks {
-            KvRef::F32(blocks) => blocks,
-            KvRef::Bf16(_) => panic!("bf16 blocks in a batch of f32 blocks"),
+    fn block<'b>(
+        _: Kernels,
+        layout: &KvLayout,
+        _: Range<usize>,
+        block: KvRef<'b>,
+        _: &'b mut [Self],
+    ) -> &'b [Self] {
+        match block {
+            KvRef::F32(block) => block,
+            KvRef::Bf16(_) | KvRef::Int8(_) => unreachable!("the layout is {layout:?}"),
         }
     }
 
@@ -186,10 +221,24 @@ impl KvElement for bf16 {
         }
     }
 
-    fn elements(blocks: KvRef<'_>) -> &[Self] {
-        match blocks {
-            KvRef::Bf16(blocks) => blocks,
-            KvRef::F32(_) => panic!("f32 blocks in a batch of bf16 blocks"),
+    fn block<'b>(
+        kernels: Kernels,
+        layout: &KvLayout,
+        tokens: Range<usize>,
+        block: KvRef<'b>,
+        out: &'b mut [Self],
+    ) -> &'b [Self] {
+        match block {
+            KvRef::Bf16(block) => block,
+            KvRef::Int8(block) => {
+                let len = Unpack::len(layout);
+                assert!(block.len() == layout.block_len() && out.len() == len, "slices of an int8 block");
+                let unpack = Unpack { head_dim: layout.head_dim(), tokens, block, out: &mut *out };
+                // SAFETY: the CPU has this table's tier.
+                unsafe { (kernels.table().attention.unpack)(unpack) };
+                out
+            }
+            KvRef::F32(_) => unreachable!("the layout is {layout:?}"),
         }
     }
 

@@ -87,7 +87,19 @@ impl Scale {
 /// above all of them.
 #[inline(always)]
 pub(crate) fn largest_bits<X: Stored>(src: &[X]) -> u32 {
-    src.iter().fold(0, |largest, x| largest.max(x.widen().to_bits() & 0x7fff_ffff))
+    src.iter().fold(0, |largest, x| largest.max(magnitude(x.widen())))
+}
+
+/// The bits of |x|.
+#[inline(always)]
+pub(crate) fn magnitude(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
+}
+
+/// Quantises an element of at most 127 / inverse.
+#[inline(always)]
+pub(crate) fn value(x: f32, inverse: f32) -> i8 {
+    (x * inverse + ROUND).to_bits() as i8
 }
 
 /// Quantises elements of at most 127 / inverse; returns the sum of the values.
@@ -95,7 +107,7 @@ pub(crate) fn largest_bits<X: Stored>(src: &[X]) -> u32 {
 pub(crate) fn values<X: Stored>(src: &[X], inverse: f32, out: &mut [i8]) -> i32 {
     let mut sum: i32 = 0;
     for (value, x) in out.iter_mut().zip(src) {
-        *value = (x.widen() * inverse + ROUND).to_bits() as i8;
+        *value = self::value(x.widen(), inverse);
         sum = sum.wrapping_add(i32::from(*value));
     }
     sum

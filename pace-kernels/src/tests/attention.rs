@@ -10,9 +10,10 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::kv::NAN_BYTE;
 use super::{noise_vec, tiers};
 use crate::{
-    ActMut, ActRef, AttentionParams, AttentionPlan, AttentionSegment, DType, KV_BLOCK, Kernels, KvLayout,
+    ActMut, ActRef, AttentionParams, AttentionPlan, AttentionSegment, KV_BLOCK, Kernels, KvDType, KvLayout,
     KvMut, KvRef, KvRun, KvSource, MatMut, MatRef, Par, Pool, Scratch,
 };
 
@@ -38,6 +39,7 @@ impl Tokens {
 enum Blocks {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
+    Int8(Vec<i8>),
 }
 
 /// KV blocks of a batch, all NaN where no token is. Runs of one to three blocks.
@@ -48,7 +50,7 @@ struct Store {
 }
 
 impl Store {
-    fn new(dtype: DType, params: &AttentionParams<'_>) -> Self {
+    fn new(dtype: KvDType, params: &AttentionParams<'_>) -> Self {
         Self { layout: KvLayout::new(dtype, params.head_dim), heads: Vec::new() }
     }
 
@@ -58,8 +60,9 @@ impl Store {
         let elements = len.div_ceil(KV_BLOCK) * self.layout.block_len();
         let heads = (0..n).map(|head| {
             let mut blocks = match self.layout.dtype() {
-                DType::F32 => Blocks::F32(vec![f32::NAN; elements]),
-                _ => Blocks::Bf16(vec![bf16::NAN; elements]),
+                KvDType::F32 => Blocks::F32(vec![f32::NAN; elements]),
+                KvDType::Bf16 => Blocks::Bf16(vec![bf16::NAN; elements]),
+                KvDType::Int8 => Blocks::Int8(vec![NAN_BYTE; elements]),
             };
             for t in 0..len {
                 let start = t / KV_BLOCK * self.layout.block_len();
@@ -67,6 +70,7 @@ impl Store {
                 let block = match &mut blocks {
                     Blocks::F32(data) => KvMut::F32(&mut data[range]),
                     Blocks::Bf16(data) => KvMut::Bf16(&mut data[range]),
+                    Blocks::Int8(data) => KvMut::Int8(&mut data[range]),
                 };
                 let at = (t * n + head) * d;
                 self.layout.append(block, t % KV_BLOCK, &tokens.k[at..at + d], &tokens.v[at..at + d]);
@@ -87,6 +91,7 @@ impl KvSource for Store {
         let data = match &self.heads[seq][head] {
             Blocks::F32(data) => KvRef::F32(data),
             Blocks::Bf16(data) => KvRef::Bf16(data),
+            Blocks::Int8(data) => KvRef::Int8(data),
         };
         // Whole runs, although the positions may begin inside of one.
         let blocks = data.len() / self.layout.block_len();
@@ -152,7 +157,7 @@ fn an_empty_batch_is_fine() {
     for kernels in tiers() {
         let params = AttentionParams::causal(4, 2, 16);
         let setup = Setup { kernels, par: Par::seq(), params };
-        let mut store = Store::new(DType::Bf16, &params);
+        let mut store = Store::new(KvDType::Bf16, &params);
         assert!(setup.run(&store, &[], &[]).is_empty());
         store.push(&params, &Tokens::noise(1, &params, 3), 3);
         assert!(setup.run(&store, &[segment(3, 0)], &[]).is_empty());
@@ -164,7 +169,7 @@ fn a_repeated_step_takes_no_new_memory() {
     let pool = Pool::unpinned(2).unwrap();
     let params = AttentionParams::causal(4, 2, 16);
     let tokens = Tokens::noise(1, &params, 1100);
-    let mut store = Store::new(DType::Bf16, &params);
+    let mut store = Store::new(KvDType::Int8, &params);
     store.push(&params, &tokens, 1100);
     let mut plan = AttentionPlan::new();
     plan.rebuild(&params, 2, [segment(1099, 1)]);
@@ -191,7 +196,7 @@ fn a_plan_for_other_parameters_is_refused() {
     plan.rebuild(&AttentionParams { window: Some(5), ..params }, 1, []);
     let (q, mut out): ([f32; 0], [f32; 0]) = ([], []);
     let (q, out) = (ActRef::F32(MatRef::new(&q, 0, 64)), ActMut::F32(MatMut::new(&mut out, 0, 64)));
-    let store = Store::new(DType::F32, &params);
+    let store = Store::new(KvDType::F32, &params);
     Kernels::detect().attention(&params, &plan, &store, q, out, &Scratch::new(), &Par::seq());
 }
 
@@ -200,7 +205,7 @@ fn a_plan_for_other_parameters_is_refused() {
 fn missing_blocks_are_noticed() {
     let params = AttentionParams::causal(4, 2, 16);
     let tokens = Tokens::noise(1, &params, 200);
-    let mut store = Store::new(DType::F32, &params);
+    let mut store = Store::new(KvDType::F32, &params);
     store.push(&params, &tokens, 100);
     let setup = Setup { kernels: Kernels::detect(), par: Par::seq(), params };
     setup.run(&store, &[segment(199, 1)], &tokens.q[..64]);

@@ -7,7 +7,9 @@ use half::{bf16, f16};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 use super::{noise_vec, tiers};
-use crate::{ActMut, ActRef, Activation, DType, KV_BLOCK, Kernels, KvLayout, KvMut, MatMut, MatRef, RowNorm};
+use crate::{
+    ActMut, ActRef, Activation, DType, KV_BLOCK, Kernels, KvDType, KvLayout, KvMut, MatMut, MatRef, RowNorm,
+};
 
 /// The page that an operand lies next to.
 #[derive(Clone, Copy, Debug)]
@@ -239,13 +241,15 @@ fn kv_blocks_stay_inside() {
     for flush in Flush::BOTH {
         for d in [1, 2, 3, 15, 16, 17, 40, 63, 64, 65, 80, 96, 127, 128, 130] {
             let (k, v) = (noise(flush, 1, d), noise(flush, 2, d));
-            for dtype in [DType::F32, DType::Bf16] {
+            for dtype in KvDType::ALL {
                 let layout = KvLayout::new(dtype, d);
                 let mut wide = Guarded::filled(flush, layout.block_len(), 0.0f32);
                 let mut narrow = Guarded::filled(flush, layout.block_len(), bf16::ZERO);
+                let mut bytes = Guarded::filled(flush, layout.block_len(), 0i8);
                 let mut block = match dtype {
-                    DType::F32 => KvMut::F32(&mut wide),
-                    _ => KvMut::Bf16(&mut narrow),
+                    KvDType::F32 => KvMut::F32(&mut wide),
+                    KvDType::Bf16 => KvMut::Bf16(&mut narrow),
+                    KvDType::Int8 => KvMut::Int8(&mut bytes),
                 };
                 for slot in 0..KV_BLOCK {
                     layout.append(block.slice_mut(0..layout.block_len()), slot, &k, &v);

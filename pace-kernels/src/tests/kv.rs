@@ -1,19 +1,24 @@
+#[cfg(unix)]
+mod int8;
+
 use half::bf16;
 
 use super::{noise_vec, tiers};
-use crate::{DType, Element, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun, MatRef};
+use crate::{Element, KV_BLOCK, KvDType, KvLayout, KvMut, KvRef, KvRun, MatRef};
 
-/// A block of the layout, all NaN.
+/// A block of the layout, all NaN: every number, or every scale.
 enum Block {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
+    Int8(Vec<i8>),
 }
 
 impl Block {
     fn nan(layout: &KvLayout) -> Self {
         match layout.dtype() {
-            DType::F32 => Self::F32(vec![f32::NAN; layout.block_len()]),
-            _ => Self::Bf16(vec![bf16::NAN; layout.block_len()]),
+            KvDType::F32 => Self::F32(vec![f32::NAN; layout.block_len()]),
+            KvDType::Bf16 => Self::Bf16(vec![bf16::NAN; layout.block_len()]),
+            KvDType::Int8 => Self::Int8(vec![NAN_BYTE; layout.block_len()]),
         }
     }
 
@@ -21,6 +26,7 @@ impl Block {
         match self {
             Self::F32(data) => KvMut::F32(data),
             Self::Bf16(data) => KvMut::Bf16(data),
+            Self::Int8(data) => KvMut::Int8(data),
         }
     }
 
@@ -28,23 +34,50 @@ impl Block {
         match self {
             Self::F32(data) => KvRef::F32(data),
             Self::Bf16(data) => KvRef::Bf16(data),
+            Self::Int8(data) => KvRef::Int8(data),
         }
     }
 
-    fn get(&self, i: usize) -> f32 {
-        match self {
+    /// Dimension `j` of the key and of the value in a slot.
+    fn get(&self, layout: &KvLayout, slot: usize, j: usize) -> (f32, f32) {
+        let (k_at, v_at) = places(layout, slot, j);
+        let at = |i: usize, scale: usize| match self {
             Self::F32(data) => data[i],
             Self::Bf16(data) => data[i].to_f32(),
+            Self::Int8(data) => {
+                let scale: [i8; 4] = data[4 * scale..][..4].try_into().unwrap();
+                f32::from(data[i]) * bytemuck::cast::<_, f32>(scale)
+            }
+        };
+        (at(k_at, slot), at(v_at, KV_BLOCK + slot))
+    }
+
+    /// Whether nothing was ever stored in an element.
+    fn is_spare(&self, i: usize) -> bool {
+        match self {
+            Self::F32(data) => data[i].is_nan(),
+            Self::Bf16(data) => data[i].is_nan(),
+            Self::Int8(data) => data[i] == NAN_BYTE,
         }
     }
 }
 
-fn stored(layout: &KvLayout, x: f32) -> f32 {
-    if layout.dtype() == DType::F32 { x } else { bf16::from_f32(x).to_f32() }
+/// The byte that a NaN can be made of.
+pub(super) const NAN_BYTE: i8 = -1;
+
+/// A row as it reads once it has been stored.
+pub(super) fn stored(dtype: KvDType, row: &[f32]) -> Vec<f32> {
+    let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+    let one = |&x: &f32| match dtype {
+        KvDType::F32 => x,
+        KvDType::Bf16 => bf16::from_f32(x).to_f32(),
+        KvDType::Int8 => (x * (127.0 / largest)).round_ties_even() * (largest / 127.0),
+    };
+    row.iter().map(one).collect()
 }
 
 fn layouts() -> impl Iterator<Item = KvLayout> {
-    [DType::F32, DType::Bf16].into_iter().flat_map(|dtype| (1..=130).map(move |d| KvLayout::new(dtype, d)))
+    KvDType::ALL.into_iter().flat_map(|dtype| (1..=130).map(move |d| KvLayout::new(dtype, d)))
 }
 
 #[test]
@@ -52,6 +85,9 @@ fn tokens_round_trip_among_rows_of_nan() {
     for layout in layouts() {
         let d = layout.head_dim();
         let (keys, values) = (noise_vec(1, KV_BLOCK * d), noise_vec(2, KV_BLOCK * d));
+        let [want_k, want_v] = [&keys, &values].map(|rows| -> Vec<f32> {
+            rows.chunks_exact(d).flat_map(|row| stored(layout.dtype(), row)).collect()
+        });
         let mut block = Block::nan(&layout);
         let mut appended = 0;
         for tokens in [0, 1, 2, 5, 31, 32, 63, 64] {
@@ -66,8 +102,8 @@ fn tokens_round_trip_among_rows_of_nan() {
                 for t in 0..tokens {
                     for j in 0..d {
                         let what = format!("{kernels:?} {layout:?} token {t} of {tokens}, dimension {j}");
-                        assert_eq!(k[j * KV_BLOCK + t], stored(&layout, keys[t * d + j]), "key, {what}");
-                        assert_eq!(v[t * d + j], stored(&layout, values[t * d + j]), "value, {what}");
+                        assert_eq!(k[j * KV_BLOCK + t], want_k[t * d + j], "key, {what}");
+                        assert_eq!(v[t * d + j], want_v[t * d + j], "value, {what}");
                     }
                 }
             }
@@ -81,10 +117,12 @@ fn places(layout: &KvLayout, slot: usize, j: usize) -> (usize, usize) {
     let width = (layout.head_dim() - 64 * group).min(64).next_multiple_of(16);
     let lane = j % 64;
     let (k, v) = match layout.dtype() {
-        DType::F32 => (j * 64 + slot, slot * width + lane),
+        KvDType::F32 => (j * 64 + slot, slot * width + lane),
         _ => ((j / 2 * 64 + slot) * 2 + j % 2, slot / 2 * 2 * width + lane * 2 + slot % 2),
     };
-    (k, layout.k_len() + 64 * 64 * group + v)
+    // The scales of int8 come first.
+    let start = if layout.dtype() == KvDType::Int8 { 2 * 64 * 4 } else { 0 };
+    (start + k, start + layout.k_len() + 64 * 64 * group + v)
 }
 
 #[test]
@@ -92,13 +130,12 @@ fn elements_lie_where_the_layout_says() {
     for layout in layouts() {
         let d = layout.head_dim();
         let (keys, values) = (noise_vec(1, d), noise_vec(2, d));
+        let [want_k, want_v] = [&keys, &values].map(|row| stored(layout.dtype(), row));
         for slot in [0, 1, 38, 63] {
             let mut block = Block::nan(&layout);
             layout.append(block.as_mut(), slot, &keys, &values);
             for j in 0..d {
-                let (k_at, v_at) = places(&layout, slot, j);
-                assert_eq!(block.get(k_at), stored(&layout, keys[j]));
-                assert_eq!(block.get(v_at), stored(&layout, values[j]));
+                assert_eq!(block.get(&layout, slot, j), (want_k[j], want_v[j]), "{layout:?} {slot} {j}");
             }
         }
     }
@@ -114,14 +151,17 @@ fn a_run_of_tokens_fills_its_slots_and_no_other() {
         let (k, v) = (rows.cols_range(0..d), rows.cols_range(d + 3..2 * d + 3));
         let mut block = Block::nan(layout);
         layout.append_rows(block.as_mut(), first, k, v);
+        let [want_k, want_v] = [k, v].map(|rows| -> Vec<Vec<f32>> {
+            let wide = |t| rows.row(t).iter().map(|x: &E| x.to_f32()).collect::<Vec<_>>();
+            (0..tokens).map(|t| stored(layout.dtype(), &wide(t))).collect()
+        });
         let partner = first + tokens;
         for (slot, j) in (0..KV_BLOCK).flat_map(|slot| (0..d).map(move |j| (slot, j))) {
             let what = || format!("{layout:?}, {tokens} tokens from {first}, slot {slot}, dimension {j}");
-            let (k_at, v_at) = places(layout, slot, j);
-            let (got_k, got_v) = (block.get(k_at), block.get(v_at));
+            let (got_k, got_v) = block.get(layout, slot, j);
             if (first..partner).contains(&slot) {
-                let want = |m: MatRef<'_, E>| stored(layout, m.row(slot - first)[j].to_f32());
-                assert_eq!((got_k, got_v), (want(k), want(v)), "{}", what());
+                let want = (want_k[slot - first][j], want_v[slot - first][j]);
+                assert_eq!((got_k, got_v), want, "{}", what());
             } else if slot == partner && slot % 2 == 1 {
                 assert!(got_k.is_nan() && got_v.to_bits() == 0, "{}: {got_v}", what());
             } else {
@@ -147,19 +187,22 @@ fn a_run_pads_with_zeros_what_kernels_read_in_full_lanes() {
         let mut block = Block::nan(&layout);
         let rows = MatRef::new(&ones, 4, d);
         layout.append_rows(block.as_mut(), 0, rows, rows);
-        let written = |range: std::ops::Range<usize>| range.filter(|&i| !block.get(i).is_nan()).count();
-        let v_width = (layout.block_len() - layout.k_len()) / KV_BLOCK;
-        assert_eq!(written(0..layout.k_len()), 4 * layout.k_len() / KV_BLOCK, "{layout:?}: keys");
-        assert_eq!(written(layout.k_len()..layout.block_len()), 4 * v_width, "{layout:?}: values");
+        let written = |range: std::ops::Range<usize>| range.filter(|&i| !block.is_spare(i)).count();
+        let (start, end) = (layout.k_start(), layout.k_start() + layout.k_len());
+        let v_width = (layout.block_len() - end) / KV_BLOCK;
+        assert_eq!(written(start..end), 4 * layout.k_len() / KV_BLOCK, "{layout:?}: keys");
+        assert_eq!(written(end..layout.block_len()), 4 * v_width, "{layout:?}: values");
     }
 }
 
 #[test]
 fn sizes() {
-    let bf16 = KvLayout::new(DType::Bf16, 65);
+    let bf16 = KvLayout::new(KvDType::Bf16, 65);
     assert_eq!((bf16.k_len(), bf16.block_len()), (66 * 64, 66 * 64 + 80 * 64));
-    assert_eq!(bf16.block_bytes(), 2 * bf16.block_len());
-    let f32 = KvLayout::new(DType::F32, 128);
+    assert_eq!((bf16.block_bytes(), 2 * bf16.block_words()), (2 * bf16.block_len(), bf16.block_len()));
+    let int8 = KvLayout::new(KvDType::Int8, 65);
+    assert_eq!((int8.k_len(), int8.block_bytes()), (66 * 64, 512 + bf16.block_len()));
+    let f32 = KvLayout::new(KvDType::F32, 128);
     assert_eq!((f32.k_len(), f32.block_len(), f32.block_bytes()), (8192, 16384, 65536));
 }
 
@@ -168,11 +211,12 @@ fn an_even_slot_zeroes_its_partner() {
     for layout in layouts() {
         let d = layout.head_dim();
         let mut block = Block::nan(&layout);
+        let [one, two, three] = [1.0, 2.0, 3.0].map(|x| stored(layout.dtype(), &vec![x; d]));
         layout.append(block.as_mut(), 6, &vec![1.0f32; d], &vec![1.0f32; d]);
         for kernels in tiers() {
             let mut v = vec![f32::NAN; KV_BLOCK * d];
             layout.unpack_v(&kernels, block.as_ref(), 8, &mut v);
-            assert_eq!(v[6 * d..8 * d], [vec![1.0; d], vec![0.0; d]].concat());
+            assert_eq!(v[6 * d..8 * d], [one.clone(), vec![0.0; d]].concat());
         }
         // The odd slot, and the even one behind it, leave what is there.
         layout.append(block.as_mut(), 7, &vec![2.0f32; d], &vec![2.0f32; d]);
@@ -180,7 +224,7 @@ fn an_even_slot_zeroes_its_partner() {
         for kernels in tiers() {
             let mut v = vec![f32::NAN; KV_BLOCK * d];
             layout.unpack_v(&kernels, block.as_ref(), 9, &mut v);
-            assert_eq!(v[6 * d..9 * d], [vec![1.0; d], vec![2.0; d], vec![3.0; d]].concat());
+            assert_eq!(v[6 * d..9 * d], [&one[..], &two, &three].concat());
         }
     }
 }
@@ -193,9 +237,9 @@ fn any_element_type_can_be_appended() {
         layout.append(block.as_mut(), 0, &x, &x);
         let mut v = [0.0; 3];
         layout.unpack_v(&crate::Kernels::detect(), block.as_ref(), 1, &mut v);
-        assert_eq!(v, [0.5, -3.0, 1.25]);
+        assert_eq!(v[..], stored(layout.dtype(), &[0.5, -3.0, 1.25]));
     }
-    for dtype in [DType::F32, DType::Bf16] {
+    for dtype in KvDType::ALL {
         let layout = KvLayout::new(dtype, 3);
         check::<f32>(&layout);
         check::<bf16>(&layout);
@@ -205,7 +249,7 @@ fn any_element_type_can_be_appended() {
 
 #[test]
 fn a_run_is_cut_into_blocks() {
-    let layout = KvLayout::new(DType::F32, 2);
+    let layout = KvLayout::new(KvDType::F32, 2);
     let data: Vec<f32> = (0..3 * layout.block_len()).map(|i| i as f32).collect();
     let run = KvRun { first_token: 128, blocks: KvRef::F32(&data) };
     assert_eq!(run.block_count(&layout), 3);
@@ -216,13 +260,13 @@ fn a_run_is_cut_into_blocks() {
 #[test]
 #[should_panic(expected = "are not a block")]
 fn a_block_of_another_layout_is_refused() {
-    KvLayout::new(DType::F32, 4).append(KvMut::F32(&mut [0.0; 100]), 0, &[0.0f32; 4], &[0.0f32; 4]);
+    KvLayout::new(KvDType::F32, 4).append(KvMut::F32(&mut [0.0; 100]), 0, &[0.0f32; 4], &[0.0f32; 4]);
 }
 
 #[test]
 #[should_panic(expected = "65 tokens in a block")]
 fn a_run_beyond_its_block_is_refused() {
-    let layout = KvLayout::new(DType::F32, 1);
+    let layout = KvLayout::new(KvDType::F32, 1);
     let rows = [0.0f32; 3];
     let rows = MatRef::new(&rows, 3, 1);
     layout.append_rows(Block::nan(&layout).as_mut(), 62, rows, rows);

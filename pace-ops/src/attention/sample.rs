@@ -1,6 +1,6 @@
 //! A cache with random keys and values for self-tests and measurements.
 
-use pace_kernels::{Buffer, DType, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun, OutOfMemory, Placement, bf16};
+use pace_kernels::{Buffer, KV_BLOCK, KvDType, KvLayout, KvMut, KvRun, OutOfMemory, Placement};
 
 use super::AttentionShape;
 use crate::self_test::Random;
@@ -18,7 +18,7 @@ impl SampleKv {
     ///
     /// # Errors
     /// There is no memory.
-    pub(crate) fn new(shape: &AttentionShape, dtype: DType, len: usize) -> Result<Self, OutOfMemory> {
+    pub(crate) fn new(shape: &AttentionShape, dtype: KvDType, len: usize) -> Result<Self, OutOfMemory> {
         let layout = KvLayout::new(dtype, shape.head_dim);
         let bytes = shape.n_kv_heads * len.div_ceil(KV_BLOCK) * layout.block_bytes();
         let mut this = Self { layout, len, data: Buffer::zeroed(bytes, Placement::default())? };
@@ -34,9 +34,9 @@ impl SampleKv {
         Ok(this)
     }
 
-    /// Elements before a block.
+    /// f32 words before a block.
     fn start(&self, head: usize, block: usize) -> usize {
-        (head * self.len.div_ceil(KV_BLOCK) + block) * self.layout.block_len()
+        (head * self.len.div_ceil(KV_BLOCK) + block) * self.layout.block_words()
     }
 }
 
@@ -61,10 +61,7 @@ impl KvCache for SampleKv {
 
     fn block_mut(&mut self, _: usize, head: usize, block: usize) -> KvMut<'_> {
         let range = self.start(head, block)..self.start(head, block + 1);
-        match self.layout.dtype() {
-            DType::Bf16 => KvMut::Bf16(&mut self.data.as_mut_slice::<bf16>()[range]),
-            _ => KvMut::F32(&mut self.data.as_mut_slice::<f32>()[range]),
-        }
+        self.layout.view_mut(&mut self.data.as_mut_slice()[range])
     }
 
     fn set_len(&mut self, len: usize) {
@@ -73,10 +70,7 @@ impl KvCache for SampleKv {
 
     fn for_each_run(&self, _: usize, head: usize, len: usize, f: &mut dyn FnMut(KvRun<'_>)) {
         let range = self.start(head, 0)..self.start(head, len.div_ceil(KV_BLOCK));
-        let blocks = match self.layout.dtype() {
-            DType::Bf16 => KvRef::Bf16(&self.data.as_slice::<bf16>()[range]),
-            _ => KvRef::F32(&self.data.as_slice::<f32>()[range]),
-        };
+        let blocks = self.layout.view(&self.data.as_slice()[range]);
         f(KvRun { first_token: 0, blocks });
     }
 

@@ -189,7 +189,7 @@ pub(super) fn memory(build: &BuildCx, shape: OpShape) -> usize {
 fn rows(limits: &Limits, shape: OpShape) -> [usize; 3] {
     /// Seconds of a forward.
     const LONG: f64 = 0.05;
-    let seconds = |rows| limits.seconds(shape.dtype.into(), work(shape, rows).0, 0.0);
+    let seconds = |rows| limits.seconds(shape.unit(), work(shape, rows).0, 0.0);
     let many = match shape.op {
         Operator::LmHead => 32,
         _ => [256, 128, 64].into_iter().find(|&rows| seconds(rows) < LONG).unwrap_or(32),
@@ -219,8 +219,8 @@ fn work(shape: OpShape, rows: usize) -> (f64, f64) {
         }
         OpSize::Heads { n_heads, n_kv_heads, head_dim } => {
             let seen = (KV_TOKENS - rows) as f64 + (rows as f64 + 1.0) / 2.0;
-            let kv = (2 * KV_TOKENS * n_kv_heads * head_dim) as f64 * element;
-            (4.0 * rows as f64 * seen * (n_heads * head_dim) as f64, kv)
+            let kv = 2 * KV_TOKENS * n_kv_heads * shape.dtype.kv().row_bytes(head_dim);
+            (4.0 * rows as f64 * seen * (n_heads * head_dim) as f64, kv as f64)
         }
         OpSize::Row { cols } => ((4 * rows * cols) as f64, (2 * rows * cols) as f64 * element),
     }
@@ -290,8 +290,7 @@ impl<'a> Weights<'a> {
             OpSize::Heads { n_heads, n_kv_heads, head_dim } => {
                 let scale = 1.0 / (head_dim as f32).sqrt();
                 let heads = AttentionShape { n_heads, n_kv_heads, head_dim, scale };
-                let dtype = shape.dtype.activations();
-                let attention = Attention::new(build, heads, dtype, backend).expect(BUILDS);
+                let attention = Attention::new(build, heads, shape.dtype.kv(), backend).expect(BUILDS);
                 let tested = test(&attention);
                 Ok((timed_attention(cx, attention, heads, self.rows)?, tested))
             }
@@ -379,7 +378,7 @@ fn timed_attention(
     heads: AttentionShape,
     rows: [usize; 3],
 ) -> Result<Forward, OutOfMemory> {
-    let kv = SampleKv::new(&heads, attention.shape().dtype.activations(), KV_TOKENS)?;
+    let kv = SampleKv::new(&heads, attention.shape().dtype.kv(), KV_TOKENS)?;
     let plans = rows.map(|rows| {
         let mut plan = AttentionPlan::default();
         plan.rebuild(&heads, cx.par.threads(), std::iter::once((KV_TOKENS - rows, rows)));

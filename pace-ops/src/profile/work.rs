@@ -18,7 +18,7 @@ impl Work {
             rows: input.rows(),
             bytes: weight_bytes + act_bytes(input) + act_bytes(output),
             flops: 2 * input.rows() * shape.weights(),
-            unit: shape.dtype.into(),
+            unit: shape.unit(),
         }
     }
 

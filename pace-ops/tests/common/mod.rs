@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use pace_kernels::{
-    ActBuf, ActMut, ActRef, Buffer, DType, Isa, KV_BLOCK, Kernels, KvLayout, KvMut, KvRef, KvRun, PackSpec,
+    ActBuf, ActMut, ActRef, Buffer, DType, Isa, KV_BLOCK, Kernels, KvDType, KvLayout, KvMut, KvRun, PackSpec,
     PackedWeights, Par, Placement, Pool, Scratch, WeightFormat,
 };
 use pace_ops::{Backend, BuildCx, KvBatch, KvCache, KvError, KvUsage, OpCx, OpDType, OpShape, Operator};
@@ -27,6 +27,15 @@ pub(crate) const fn act_dtype(dtype: OpDType) -> DType {
     match dtype {
         OpDType::F32 => DType::F32,
         _ => DType::Bf16,
+    }
+}
+
+/// The cached keys and values that an attention of a type reads.
+pub(crate) const fn kv_dtype(dtype: OpDType) -> KvDType {
+    match dtype {
+        OpDType::F32 => KvDType::F32,
+        OpDType::Bf16 => KvDType::Bf16,
+        OpDType::Int8 => KvDType::Int8,
     }
 }
 
@@ -192,10 +201,8 @@ impl Cache {
     pub(crate) fn fill(layout: KvLayout, heads: usize, len: usize, row: &dyn Fn(usize) -> Vec<f32>) -> Self {
         let bytes = heads * len.div_ceil(KV_BLOCK) * layout.block_bytes();
         let mut data = Buffer::zeroed(bytes, Placement::default()).unwrap();
-        match layout.dtype() {
-            DType::Bf16 => data.as_mut_slice::<pace_kernels::bf16>().fill(pace_kernels::bf16::NAN),
-            _ => data.as_mut_slice::<f32>().fill(f32::NAN),
-        }
+        // NaN as f32 and as bf16, the scales of int8 included.
+        data.as_mut_slice().fill(f32::from_bits(u32::MAX));
         let mut cache = Self { layout, heads, len, data };
         for t in 0..len {
             let row = row(t);
@@ -211,7 +218,7 @@ impl Cache {
 
     fn start(&self, head: usize, block: usize) -> usize {
         assert!(head < self.heads, "no such head");
-        (head * self.len.div_ceil(KV_BLOCK) + block) * self.layout.block_len()
+        (head * self.len.div_ceil(KV_BLOCK) + block) * self.layout.block_words()
     }
 }
 
@@ -229,11 +236,8 @@ impl KvCache for Cache {
     }
 
     fn block_mut(&mut self, _: usize, head: usize, block: usize) -> KvMut<'_> {
-        let (start, len) = (self.start(head, block), self.layout.block_len());
-        match self.layout.dtype() {
-            DType::Bf16 => KvMut::Bf16(&mut self.data.as_mut_slice()[start..start + len]),
-            _ => KvMut::F32(&mut self.data.as_mut_slice()[start..start + len]),
-        }
+        let (start, len) = (self.start(head, block), self.layout.block_words());
+        self.layout.view_mut(&mut self.data.as_mut_slice()[start..start + len])
     }
 
     fn set_len(&mut self, len: usize) {
@@ -242,11 +246,8 @@ impl KvCache for Cache {
 
     fn for_each_run(&self, _: usize, head: usize, len: usize, f: &mut dyn FnMut(KvRun<'_>)) {
         for block in 0..len.div_ceil(KV_BLOCK) {
-            let (start, n) = (self.start(head, block), self.layout.block_len());
-            let blocks = match self.layout.dtype() {
-                DType::Bf16 => KvRef::Bf16(&self.data.as_slice()[start..start + n]),
-                _ => KvRef::F32(&self.data.as_slice()[start..start + n]),
-            };
+            let (start, len) = (self.start(head, block), self.layout.block_words());
+            let blocks = self.layout.view(&self.data.as_slice()[start..start + len]);
             f(KvRun { first_token: block * KV_BLOCK, blocks });
         }
     }

@@ -1,9 +1,6 @@
 //! [`Region`]: blocks of some layers in one piece of memory.
 
-use pace_kernels::{
-    Buffer, DType, Element, HugePages, KV_BLOCK, KvMut, KvRef, KvRun, MatMut, OutOfMemory, Par, Placement,
-    bf16,
-};
+use pace_kernels::{Buffer, HugePages, KV_BLOCK, KvMut, KvRun, MatMut, OutOfMemory, Par, Placement};
 use pace_ops::KvRows;
 
 use super::KvShape;
@@ -26,7 +23,7 @@ pub(super) struct Region {
 struct Part {
     first: usize,
     blocks: usize,
-    /// Elements before it.
+    /// f32 words before it: what blocks of every type are measured in here.
     start: usize,
 }
 
@@ -82,19 +79,16 @@ impl Region {
         let (old, new) = (shape.bytes(self.layers, first), shape.bytes(self.layers, blocks));
         let (old, new) = old.zip(new).ok_or(OutOfMemory { bytes: usize::MAX })?;
         self.data.extend(new)?;
-        self.parts.push(Part { first, blocks: blocks - first, start: old / shape.layout.dtype().size() });
+        self.parts.push(Part { first, blocks: blocks - first, start: old / size_of::<f32>() });
         Ok(())
     }
 
     /// Copies the first `blocks` blocks of each head from a region of as many layers and one part. Gives the bytes.
     pub(super) fn copy_from(&mut self, shape: &KvShape, old: &Self, blocks: usize) -> usize {
         let heads = self.layers * shape.n_kv_heads;
-        let len = blocks * shape.layout.block_len();
-        let [from, to] = [old, &*self].map(|region| region.blocks() * shape.layout.block_len());
-        match shape.layout.dtype() {
-            DType::Bf16 => copy_rows::<bf16>(&old.data, from, &mut self.data, to, heads, len),
-            _ => copy_rows::<f32>(&old.data, from, &mut self.data, to, heads, len),
-        }
+        let len = blocks * shape.layout.block_words();
+        let [from, to] = [old, &*self].map(|region| region.blocks() * shape.layout.block_words());
+        copy_rows(&old.data, from, &mut self.data, to, heads, len);
         heads * blocks * shape.layout.block_bytes()
     }
 
@@ -108,15 +102,13 @@ impl Region {
     ) -> KvMut<'_> {
         let part = self.parts.iter().rfind(|part| part.first <= block);
         let part = *part.filter(|part| block < part.first + part.blocks).expect("block was not reserved");
-        let len = shape.layout.block_len();
+        let len = shape.layout.block_words();
         let start = part.offset(shape, layer, head) + (block - part.first) * len;
-        match shape.layout.dtype() {
-            DType::Bf16 => KvMut::Bf16(&mut self.data.as_mut_slice::<bf16>()[start..start + len]),
-            _ => KvMut::F32(&mut self.data.as_mut_slice::<f32>()[start..start + len]),
-        }
+        shape.layout.view_mut(&mut self.data.as_mut_slice()[start..start + len])
     }
 
-    /// Stores `rows` in `layer`. `heads` is 0, 1 and so on to the number of KV heads.
+    /// Stores `rows` in `layer`. `heads` is 0, 1 and so on to the number of KV heads. A part of a layer is a matrix of a row
+    /// for each head, cut into blocks, which threads fill side by side.
     pub(super) fn append(
         &mut self,
         shape: &KvShape,
@@ -126,9 +118,22 @@ impl Region {
         rows: KvRows<'_>,
     ) {
         assert!(rows.blocks().end <= self.blocks(), "rows were not reserved");
-        match shape.layout.dtype() {
-            DType::Bf16 => self.append_as(shape, heads, par, layer, rows, |block| KvMut::Bf16(block)),
-            _ => self.append_as(shape, heads, par, layer, rows, |block| KvMut::F32(block)),
+        let (layout, block_words) = (shape.layout, shape.layout.block_words());
+        for part in &self.parts {
+            let blocks = rows.blocks();
+            let first = blocks.start.max(part.first) - part.first;
+            let end = blocks.end.min(part.first + part.blocks).saturating_sub(part.first);
+            if first >= end {
+                continue;
+            }
+            let (start, cols) = (part.offset(shape, layer, 0), part.blocks * block_words);
+            let data = &mut self.data.as_mut_slice()[start..start + shape.n_kv_heads * cols];
+            let out =
+                MatMut::new(data, shape.n_kv_heads, cols).into_cols(first * block_words..end * block_words);
+            par.grid(out, heads, block_words, &mut [], |_, head, block, mut tile| {
+                let words = layout.view_mut(tile.row_mut(0));
+                rows.store(&layout, head, part.first + first + block, words);
+            });
         }
     }
 
@@ -144,48 +149,18 @@ impl Region {
         assert!(blocks <= self.blocks(), "longer than the cache");
         for part in self.parts.iter().take_while(|part| part.first < blocks) {
             let start = part.offset(shape, layer, head);
-            let range = start..start + part.blocks.min(blocks - part.first) * shape.layout.block_len();
-            let blocks = match shape.layout.dtype() {
-                DType::Bf16 => KvRef::Bf16(&self.data.as_slice::<bf16>()[range]),
-                _ => KvRef::F32(&self.data.as_slice::<f32>()[range]),
-            };
+            let range = start..start + part.blocks.min(blocks - part.first) * shape.layout.block_words();
+            let blocks = shape.layout.view(&self.data.as_slice()[range]);
             f(KvRun { first_token: part.first * KV_BLOCK, blocks });
-        }
-    }
-
-    /// A part of a layer is a matrix of a row for each head, cut into blocks, which threads fill side by side.
-    fn append_as<E: Element>(
-        &mut self,
-        shape: &KvShape,
-        heads: &[usize],
-        par: Par<'_>,
-        layer: usize,
-        rows: KvRows<'_>,
-        as_block: fn(&mut [E]) -> KvMut<'_>,
-    ) {
-        let (layout, block_len) = (shape.layout, shape.layout.block_len());
-        for part in &self.parts {
-            let blocks = rows.blocks();
-            let first = blocks.start.max(part.first) - part.first;
-            let end = blocks.end.min(part.first + part.blocks).saturating_sub(part.first);
-            if first >= end {
-                continue;
-            }
-            let (start, cols) = (part.offset(shape, layer, 0), part.blocks * block_len);
-            let data = &mut self.data.as_mut_slice::<E>()[start..start + shape.n_kv_heads * cols];
-            let out = MatMut::new(data, shape.n_kv_heads, cols).into_cols(first * block_len..end * block_len);
-            par.grid(out, heads, block_len, &mut [], |_, head, block, mut tile| {
-                rows.store(&layout, head, part.first + first + block, as_block(tile.row_mut(0)));
-            });
         }
     }
 }
 
 impl Part {
-    /// Elements before the first block of `layer` and `head`.
+    /// f32 words before the first block of `layer` and `head`.
     fn offset(&self, shape: &KvShape, layer: usize, head: usize) -> usize {
         assert!(head < shape.n_kv_heads, "no such head");
-        self.start + (layer * shape.n_kv_heads + head) * self.blocks * shape.layout.block_len()
+        self.start + (layer * shape.n_kv_heads + head) * self.blocks * shape.layout.block_words()
     }
 }
 
@@ -216,13 +191,13 @@ fn growing(bytes: usize, placement: Placement) -> Placement {
     }
 }
 
-/// Copies the first `len` elements of `rows` rows, which begin every `from` and `to` elements.
-fn copy_rows<E: Element>(old: &Buffer, from: usize, new: &mut Buffer, to: usize, rows: usize, len: usize) {
+/// Copies the first `len` f32 words of `rows` rows, which begin every `from` and `to` words.
+fn copy_rows(old: &Buffer, from: usize, new: &mut Buffer, to: usize, rows: usize, len: usize) {
     if len == 0 {
         return;
     }
-    let new = new.as_mut_slice::<E>().chunks_exact_mut(to);
-    for (old, new) in old.as_slice::<E>().chunks_exact(from).zip(new).take(rows) {
+    let new = new.as_mut_slice::<f32>().chunks_exact_mut(to);
+    for (old, new) in old.as_slice::<f32>().chunks_exact(from).zip(new).take(rows) {
         new[..len].copy_from_slice(&old[..len]);
     }
 }

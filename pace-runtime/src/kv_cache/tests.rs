@@ -1,7 +1,7 @@
 //! One suite for every kind of cache and every setting.
 
 use super::*;
-use pace_kernels::{ActRef, DType, Kernels, MatRef, Par, Pool};
+use pace_kernels::{ActRef, Kernels, MatRef, Par, Pool};
 use pace_ops::{KvRows, KvUsage};
 use proptest::prelude::*;
 
@@ -37,7 +37,7 @@ fn bmc_configs() -> impl Strategy<Value = KvConfig> {
     })
 }
 
-fn shape(dtype: DType, head_dim: usize) -> KvShape {
+fn shape(dtype: KvDType, head_dim: usize) -> KvShape {
     KvShape { n_layers: 2, n_kv_heads: 3, layout: KvLayout::new(dtype, head_dim), max_len: MAX_LEN }
 }
 
@@ -45,6 +45,19 @@ fn shape(dtype: DType, head_dim: usize) -> KvShape {
 fn value(token: usize, layer: usize, head: usize, dim: usize, is_v: bool) -> f32 {
     let mixed = token * 7 + layer * 31 + head * 13 + dim * 3 + usize::from(is_v) * 101;
     (mixed % 251) as f32 - 125.0
+}
+
+/// The key or value of a token as it reads: int8 keeps it within half a scale.
+fn row(shape: &KvShape, token: usize, layer: usize, head: usize, is_v: bool) -> Vec<f32> {
+    let d = shape.layout.head_dim();
+    let mut row: Vec<f32> = (0..d).map(|i| value(token, layer, head, i, is_v)).collect();
+    let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+    if shape.layout.dtype() == KvDType::Int8 && largest > 0.0 {
+        for x in &mut row {
+            *x = (*x * (127.0 / largest)).round_ties_even() * (largest / 127.0);
+        }
+    }
+    row
 }
 
 /// Stores the values of `tokens`, or what `spoil` says instead.
@@ -81,12 +94,13 @@ fn check(cache: &dyn KvCache, shape: &KvShape, len: usize) {
                     let block = run.block(&shape.layout, i);
                     let tokens = KV_BLOCK.min(len.saturating_sub(next));
                     shape.layout.unpack_k(&kernels, block, tokens, &mut buf);
-                    for (t, i) in (0..tokens).flat_map(|t| (0..d).map(move |i| (t, i))) {
-                        assert_eq!(buf[i * KV_BLOCK + t], value(next + t, layer, head, i, false));
+                    for t in 0..tokens {
+                        let key: Vec<f32> = (0..d).map(|i| buf[i * KV_BLOCK + t]).collect();
+                        assert_eq!(key, row(shape, next + t, layer, head, false));
                     }
                     shape.layout.unpack_v(&kernels, block, tokens, &mut buf);
-                    for (t, i) in (0..tokens).flat_map(|t| (0..d).map(move |i| (t, i))) {
-                        assert_eq!(buf[t * d + i], value(next + t, layer, head, i, true));
+                    for t in 0..tokens {
+                        assert_eq!(buf[t * d..][..d], row(shape, next + t, layer, head, true));
                     }
                     next += KV_BLOCK;
                 }
@@ -124,12 +138,12 @@ proptest! {
     #[test]
     fn every_kind_is_a_vector_of_rows(
         steps in steps(),
-        bf16: bool,
+        dtype in prop::sample::select(KvDType::ALL.to_vec()),
         d in 1usize..20,
         bmc in prop::collection::vec(bmc_configs(), 3),
     ) {
         let pool = Pool::unpinned(2).unwrap();
-        let shape = shape(if bf16 { DType::Bf16 } else { DType::F32 }, d);
+        let shape = shape(dtype, d);
         for config in KvCacheKind::ALL.map(KvConfig::from).into_iter().chain(bmc) {
             let mut cache = config.build(shape).unwrap();
             for step in &steps {
@@ -175,7 +189,7 @@ fn bmc(splits: usize, growth: BmcGrowth, grow: BmcGrow) -> KvConfig {
 
 #[test]
 fn splits_are_the_number_of_allocations() {
-    let shape = KvShape { max_len: 1024, ..shape(DType::Bf16, 8) };
+    let shape = KvShape { max_len: 1024, ..shape(KvDType::Bf16, 8) };
     for grow in [BmcGrow::Copy, BmcGrow::Commit] {
         let grown = |splits, growth| fill(&bmc(splits, growth, grow), &shape).0;
         assert_eq!(grown(1, BmcGrowth::Doubling), [1024]);
@@ -191,23 +205,25 @@ fn splits_are_the_number_of_allocations() {
 
 #[test]
 fn copies_are_counted_to_the_byte() {
-    let shape = KvShape { max_len: 1024, ..shape(DType::F32, 8) };
-    let block = shape.n_layers * shape.n_kv_heads * shape.layout.block_bytes();
-    let usage = |splits, growth| fill(&bmc(splits, growth, BmcGrow::Copy), &shape).1;
-    let doubled = usage(4, BmcGrowth::Doubling);
-    assert_eq!((doubled.bytes, doubled.bytes_copied), (16 * block, (2 + 4 + 8) * block));
-    assert_eq!(usage(4, BmcGrowth::Linear).bytes_copied, (4 + 8 + 12) * block);
-    let dynamic = fill(&KvCacheKind::Dynamic.into(), &shape).1;
-    let copied: usize = (1..1024usize).map(|tokens| tokens.div_ceil(KV_BLOCK)).sum();
-    assert_eq!((dynamic.allocations, dynamic.bytes), (1024, 16 * block));
-    assert_eq!(dynamic.bytes_copied, copied * block);
+    for dtype in KvDType::ALL {
+        let shape = KvShape { max_len: 1024, ..shape(dtype, 8) };
+        let block = shape.n_layers * shape.n_kv_heads * shape.layout.block_bytes();
+        let usage = |splits, growth| fill(&bmc(splits, growth, BmcGrow::Copy), &shape).1;
+        let doubled = usage(4, BmcGrowth::Doubling);
+        assert_eq!((doubled.bytes, doubled.bytes_copied), (16 * block, (2 + 4 + 8) * block));
+        assert_eq!(usage(4, BmcGrowth::Linear).bytes_copied, (4 + 8 + 12) * block);
+        let dynamic = fill(&KvCacheKind::Dynamic.into(), &shape).1;
+        let copied: usize = (1..1024usize).map(|tokens| tokens.div_ceil(KV_BLOCK)).sum();
+        assert_eq!((dynamic.allocations, dynamic.bytes), (1024, 16 * block));
+        assert_eq!(dynamic.bytes_copied, copied * block);
+    }
 }
 
 #[test]
 fn the_table_foretells_what_a_cache_does() {
     for (max_len, expected_len) in [(1024, 1024), (1000, 700), (90, 90), (1, 1)] {
         for grow in [BmcGrow::Copy, BmcGrow::Commit] {
-            let shape = KvShape { max_len, ..shape(DType::Bf16, 64) };
+            let shape = KvShape { max_len, ..shape(KvDType::Bf16, 64) };
             let open = KvConfig { bmc: BmcConfig { grow, ..BmcConfig::default() }, ..KvConfig::default() };
             let table = open.table(&shape, KvWorkload { batch: 1, expected_len });
             for candidate in &table.candidates {
@@ -233,7 +249,7 @@ fn the_table_foretells_what_a_cache_does() {
 #[test]
 fn the_model_weighs_copies_against_spare_memory() {
     // The shape of Llama-3.2-1B.
-    let layout = KvLayout::new(DType::Bf16, 64);
+    let layout = KvLayout::new(KvDType::Bf16, 64);
     for max_len in [512, 1024, 2048, 4096, 8192, 131_072] {
         let shape = KvShape { n_layers: 16, n_kv_heads: 8, layout, max_len };
         let workload = KvWorkload { batch: 8, expected_len: max_len };
@@ -273,9 +289,9 @@ fn splits_beyond_the_length_are_an_error_that_names_the_flag() {
 
 #[test]
 fn a_cache_that_cannot_reserve_addresses_grows_by_copy() {
-    let small = KvConfig::default().settled(&shape(DType::Bf16, 8));
+    let small = KvConfig::default().settled(&shape(KvDType::Bf16, 8));
     assert_eq!(small.bmc.grow, BmcGrow::Commit);
-    let vast = KvShape { max_len: usize::MAX >> 20, ..shape(DType::F32, 64) };
+    let vast = KvShape { max_len: usize::MAX >> 20, ..shape(KvDType::F32, 64) };
     assert_eq!(KvConfig::default().settled(&vast).bmc.grow, BmcGrow::Copy);
     assert!(
         KvConfig::default().build(vast).is_err(),
@@ -293,7 +309,7 @@ fn settings_are_shown_as_they_were_given() {
 #[test]
 fn sizes_that_overflow_are_errors() {
     for kind in KvCacheKind::ALL {
-        let layout = KvLayout::new(DType::F32, 1 << 20);
+        let layout = KvLayout::new(KvDType::F32, 1 << 20);
         let shape = KvShape { n_layers: 1 << 20, n_kv_heads: 1 << 20, layout, max_len: 1 << 40 };
         let result = kind.build(shape).and_then(|mut cache| cache.reserve(1 << 40));
         assert!(matches!(result, Err(KvError::OutOfMemory { .. })), "{kind:?}");

@@ -43,6 +43,7 @@ impl Record {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Layout {
     pub(super) kv_cache: bool,
+    pub(super) kv_dtype: bool,
     pub(super) hugepages: bool,
     pub(super) instances: bool,
     pub(super) batch: bool,
@@ -166,6 +167,7 @@ fn fields(
         "op_config": op_config(&setup.config.load.operators),
         "kv_cache": setup.config.kv_cache.kind.name(),
         "kv_settings": setup.config.kv_cache.to_string(),
+        "kv_dtype": setup.config.load.kv.to_string(),
         "hugepages": hugepages(setup),
         "threads": engines.threads(),
         "instances": setup.parts.len(),
@@ -216,6 +218,7 @@ fn columns(layout: Layout) -> Vec<(&'static str, bool)> {
         ("op-config", false),
     ];
     columns.extend(layout.kv_cache.then_some(("kv-cache", false)));
+    columns.extend(layout.kv_dtype.then_some(("kv-dtype", false)));
     columns.extend(layout.hugepages.then_some(("huge pages", false)));
     columns.push(("threads", true));
     columns.extend(layout.instances.then_some(("instances", true)));
@@ -245,6 +248,7 @@ fn cells(
         op_config(&setup.config.load.operators),
     ];
     cells.extend(layout.kv_cache.then(|| setup.config.kv_cache.to_string()));
+    cells.extend(layout.kv_dtype.then(|| setup.config.load.kv.to_string()));
     cells.extend(layout.hugepages.then(|| hugepages(setup)));
     cells.push(engines.threads().to_string());
     cells.extend(layout.instances.then(|| setup.parts.len().to_string()));
@@ -323,8 +327,9 @@ mod tests {
     fn a_column_is_there_when_something_is_in_it() {
         let names = |layout| columns(layout).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert!(!names(Layout::default()).contains(&"batch"));
-        let all = header(Layout { kv_cache: true, hugepages: true, instances: true, batch: true });
-        let names = "| op-config | kv-cache | huge pages | threads | instances | batch | test |";
+        let all =
+            header(Layout { kv_cache: true, kv_dtype: true, hugepages: true, instances: true, batch: true });
+        let names = "| op-config | kv-cache | kv-dtype | huge pages | threads | instances | batch | test |";
         assert!(all.contains(names), "{all}");
         let [head, rule] = all.lines().collect::<Vec<_>>()[..] else { panic!("two lines: {all}") };
         assert_eq!(head.matches('|').count(), rule.matches('|').count());

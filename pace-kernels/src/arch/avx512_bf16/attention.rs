@@ -269,7 +269,7 @@ unsafe fn pair(ptr: *const bf16) -> __m512i {
 }
 
 #[inline]
-fn bits(x: __m512bh) -> __m512i {
+pub(super) fn bits(x: __m512bh) -> __m512i {
     // SAFETY: 64 bytes are 64 bytes; every bit pattern is a vector of integers.
     unsafe { std::mem::transmute(x) }
 }

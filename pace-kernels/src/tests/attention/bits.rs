@@ -2,7 +2,7 @@
 
 use super::{Setup, Store, Tokens, segment, variants};
 use crate::tests::{noise_vec, tiers};
-use crate::{AttentionParams, DType, Kernels, Par, Pool};
+use crate::{AttentionParams, Kernels, KvDType, Par, Pool};
 
 /// Long enough for two unit borders in the longest window.
 const LEN: usize = 1100;
@@ -10,14 +10,14 @@ const LEN: usize = 1100;
 /// A sequence whose every row is known.
 struct Known<'a> {
     setup: Setup<'a>,
-    dtype: DType,
+    dtype: KvDType,
     tokens: Tokens,
     /// The result of one prefill on one thread.
     all: Vec<f32>,
 }
 
 impl<'a> Known<'a> {
-    fn new(kernels: Kernels, params: AttentionParams<'a>, dtype: DType) -> Self {
+    fn new(kernels: Kernels, params: AttentionParams<'a>, dtype: KvDType) -> Self {
         let tokens = Tokens::noise(9, &params, LEN);
         let setup = Setup { kernels, par: Par::seq(), params };
         let mut store = Store::new(dtype, &params);
@@ -60,7 +60,7 @@ impl<'a> Known<'a> {
 fn for_each_kind(n_heads: usize, n_kv_heads: usize, d: usize, check: impl Fn(&Known<'_>)) {
     let sinks = noise_vec(78, n_heads);
     for kernels in tiers() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in KvDType::ALL {
             for params in variants(AttentionParams::causal(n_heads, n_kv_heads, d), &sinks) {
                 check(&Known::new(kernels, params, dtype));
             }

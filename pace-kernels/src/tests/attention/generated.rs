@@ -12,8 +12,8 @@ use crate::tests::guard::{Flush, Guarded};
 use crate::tests::jit::assert_bits;
 use crate::tests::noise_vec;
 use crate::{
-    ActMut, ActRef, AttentionParams, AttentionPlan, DType, Isa, Jit, JitCapacity, JitError, KV_BLOCK,
-    Kernels, MatMut, MatRef, Par, Pool, Scratch,
+    ActMut, ActRef, AttentionParams, AttentionPlan, Isa, Jit, JitCapacity, JitError, KV_BLOCK, Kernels,
+    KvDType, MatMut, MatRef, Par, Pool, Scratch,
 };
 
 fn poisoned_step(_: Step<'_, bf16>) {
@@ -192,11 +192,11 @@ fn more_rows_than_a_call_takes() {
 }
 
 /// A whole batch by both.
-fn check_batch(params: AttentionParams<'_>, par: Par<'_>) {
+fn check_batch(params: AttentionParams<'_>, dtype: KvDType, par: Par<'_>) {
     let Some((kernels, jit)) = kernels_and_jit() else { return };
     let cols = params.n_heads * params.head_dim;
     let (long, short) = (Tokens::noise(5, &params, 700), Tokens::noise(6, &params, 90));
-    let mut store = Store::new(DType::Bf16, &params);
+    let mut store = Store::new(dtype, &params);
     store.push(&params, &long, 700);
     store.push(&params, &short, 90);
     let segments =
@@ -212,7 +212,7 @@ fn check_batch(params: AttentionParams<'_>, par: Par<'_>) {
     kernels.attention(&params, &plan, &store, q, out, &scratch, &par);
     let out = ActMut::F32(MatMut::new(&mut got, rows, cols));
     jit.attention(&params, &plan, &store, q, out, &scratch, &par).unwrap();
-    assert!(got.iter().zip(&wanted).all(|(a, b)| a.to_bits() == b.to_bits()), "{params:?}");
+    assert!(got.iter().zip(&wanted).all(|(a, b)| a.to_bits() == b.to_bits()), "{params:?} {dtype}");
 }
 
 #[test]
@@ -221,7 +221,8 @@ fn batches_are_those_of_the_table_without_its_step() {
     for (n_heads, n_kv_heads, d) in [(4, 1, 64), (6, 2, 40), (2, 2, 128), (7, 1, 16)] {
         let sinks = noise_vec(3, n_heads);
         for params in variants(AttentionParams::causal(n_heads, n_kv_heads, d), &sinks) {
-            check_batch(params, pool.par());
+            check_batch(params, KvDType::Bf16, pool.par());
+            check_batch(params, KvDType::Int8, pool.par());
         }
     }
 }
@@ -230,11 +231,11 @@ fn batches_are_those_of_the_table_without_its_step() {
 fn f32_blocks_are_an_error() {
     let Some((_, jit)) = kernels_and_jit() else { return };
     let params = AttentionParams::causal(2, 1, 16);
-    let store = Store::new(DType::F32, &params);
+    let store = Store::new(KvDType::F32, &params);
     let mut plan = AttentionPlan::new();
     plan.rebuild(&params, 1, []);
     let mut out: [f32; 0] = [];
     let (q, out) = (ActRef::F32(MatRef::new(&[], 0, 32)), ActMut::F32(MatMut::new(&mut out, 0, 32)));
     let error = jit.attention(&params, &plan, &store, q, out, &Scratch::new(), &Par::seq()).unwrap_err();
-    assert!(matches!(error, JitError::Kv(DType::F32)), "{error}");
+    assert!(matches!(error, JitError::Kv(KvDType::F32)), "{error}");
 }

@@ -3,20 +3,30 @@
 use half::bf16;
 
 use super::{Setup, Store, Tokens, segment, variants};
-use crate::tests::{noise_vec, tiers};
+use crate::tests::{kv, noise_vec, tiers};
 use crate::{
-    ActMut, ActRef, AttentionParams, AttentionSegment, DType, Element, Kernels, MatMut, MatRef, Par,
+    ActMut, ActRef, AttentionParams, AttentionSegment, Element, Kernels, KvDType, MatMut, MatRef, Par,
 };
 
-fn stored(dtype: DType, x: f32) -> f64 {
-    f64::from(if dtype == DType::Bf16 { bf16::from_f32(x).to_f32() } else { x })
+/// A row of keys or values as a step reads it: int8 is unpacked to bf16.
+fn stored(dtype: KvDType, row: &[f32]) -> Vec<f64> {
+    let mut row = kv::stored(dtype, row);
+    if dtype == KvDType::Int8 {
+        row = kv::stored(KvDType::Bf16, &row);
+    }
+    row.into_iter().map(f64::from).collect()
+}
+
+/// What queries are rounded to for keys of a type.
+fn query_dtype(dtype: KvDType) -> KvDType {
+    if dtype == KvDType::F32 { KvDType::F32 } else { KvDType::Bf16 }
 }
 
 /// What the token at `position` of a sequence of `len` gets for one head, and for each dimension
 /// sum p |v|, which errors are relative to.
 fn expected(
     params: &AttentionParams<'_>,
-    dtype: DType,
+    dtype: KvDType,
     tokens: &Tokens,
     len: usize,
     position: usize,
@@ -24,14 +34,14 @@ fn expected(
 ) -> Vec<(f64, f64)> {
     let d = params.head_dim;
     let kv_head = head / (params.n_heads / params.n_kv_heads);
-    let row = |data: &[f32], t: usize, heads: usize, head: usize| -> Vec<f64> {
-        data[(t * heads + head) * d..][..d].iter().map(|&x| stored(dtype, x)).collect()
+    let row = |data: &[f32], t: usize, heads: usize, head: usize, dtype: KvDType| -> Vec<f64> {
+        stored(dtype, &data[(t * heads + head) * d..][..d])
     };
-    let q = row(&tokens.q, position, params.n_heads, head);
+    let q = row(&tokens.q, position, params.n_heads, head, query_dtype(dtype));
     let end = if params.causal { position + 1 } else { len };
     let start = params.window.map_or(0, |window| (position + 1).saturating_sub(window));
     let score = |t: usize| {
-        let k = row(&tokens.k, t, params.n_kv_heads, kv_head);
+        let k = row(&tokens.k, t, params.n_kv_heads, kv_head, dtype);
         let s = f64::from(params.scale) * q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>();
         params.softcap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh())
     };
@@ -42,21 +52,21 @@ fn expected(
     let mut out = vec![(0.0, 0.0); d];
     for (t, s) in (start..end).zip(&scores) {
         let p = (s - max).exp() / sum;
-        for (out, v) in out.iter_mut().zip(row(&tokens.v, t, params.n_kv_heads, kv_head)) {
+        for (out, v) in out.iter_mut().zip(row(&tokens.v, t, params.n_kv_heads, kv_head, dtype)) {
             *out = (out.0 + p * v, out.1 + p * v.abs());
         }
     }
     out
 }
 
-/// bf16: P is rounded by up to 2^-8 of itself, and the sum of the unrounded P divides. f32: scores of up to 30 in
+/// bf16, and int8 that is unpacked to it: P is rounded by up to 2^-8 of itself, and the sum of the unrounded P divides. f32: scores of up to 30 in
 /// units of ln 2 are off by 30 * 2^-24 and by the sum of d products, e^x by 2e-7 more.
-fn tolerance(dtype: DType) -> f64 {
-    if dtype == DType::Bf16 { 4.0e-3 } else { 1e-5 }
+fn tolerance(dtype: KvDType) -> f64 {
+    if dtype == KvDType::F32 { 1e-5 } else { 4.0e-3 }
 }
 
 /// One sequence of `past` and `new` tokens, checked at every row.
-fn check(kernels: Kernels, params: &AttentionParams<'_>, dtype: DType, past: usize, new: usize) {
+fn check(kernels: Kernels, params: &AttentionParams<'_>, dtype: KvDType, past: usize, new: usize) {
     let tokens = Tokens::noise((past + new) as u32, params, past + new);
     let mut store = Store::new(dtype, params);
     store.push(params, &tokens, past + new);
@@ -80,7 +90,7 @@ fn check(kernels: Kernels, params: &AttentionParams<'_>, dtype: DType, past: usi
 #[test]
 fn every_head_dimension() {
     for kernels in tiers() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in KvDType::ALL {
             for d in [8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 256] {
                 check(kernels, &AttentionParams::causal(3, 1, d), dtype, 0, 19);
                 check(kernels, &AttentionParams::causal(5, 1, d), dtype, 70, 1);
@@ -92,7 +102,7 @@ fn every_head_dimension() {
 #[test]
 fn every_grouping() {
     for kernels in tiers() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in KvDType::ALL {
             for (n_heads, n_kv_heads) in [(1, 1), (5, 5), (8, 2), (6, 2), (7, 1), (40, 1), (34, 2)] {
                 let params = AttentionParams::causal(n_heads, n_kv_heads, 16);
                 check(kernels, &params, dtype, 0, 35);
@@ -106,7 +116,7 @@ fn every_grouping() {
 fn every_kind_at_the_borders_of_blocks_and_units() {
     let sinks = noise_vec(77, 4);
     for kernels in tiers() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in KvDType::ALL {
             for params in variants(AttentionParams::causal(4, 2, 24), &sinks) {
                 for (past, new) in [(0, 66), (62, 3), (511, 1), (510, 4), (1023, 2), (575, 1), (576, 1)] {
                     check(kernels, &params, dtype, past, new);
@@ -123,7 +133,7 @@ fn a_sink_takes_its_share() {
         let params =
             AttentionParams { sinks: Some(&[std::f32::consts::LN_2]), ..AttentionParams::causal(1, 1, 8) };
         let tokens = Tokens { k: vec![0.0; 16], v: vec![1.0; 16], q: vec![1.0; 16] };
-        let mut store = Store::new(DType::Bf16, &params);
+        let mut store = Store::new(KvDType::Bf16, &params);
         store.push(&params, &tokens, 2);
         let setup = Setup { kernels, par: Par::seq(), params };
         let out = setup.run(&store, &[segment(1, 1)], &tokens.q[..8]);
@@ -138,7 +148,7 @@ fn views_of_any_type_and_stride() {
         data.iter().map(|&x| E::from_f32(x)).collect()
     }
     for kernels in tiers() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in KvDType::ALL {
             let params = AttentionParams::causal(4, 2, 24);
             let (rows, cols, stride) = (9, 4 * 24, 4 * 24 + 7);
             let tokens = Tokens::noise(5, &params, rows);
@@ -192,7 +202,7 @@ fn views_of_any_type_and_stride() {
 #[test]
 fn large_scores_and_nan_stay_what_they_are() {
     for kernels in tiers() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for dtype in KvDType::ALL {
             let params = AttentionParams::causal(1, 1, 8);
             let mut tokens = Tokens::noise(3, &params, 4);
             tokens.q.fill(1e18);
@@ -203,8 +213,8 @@ fn large_scores_and_nan_stay_what_they_are() {
             let out = setup.run(&store, &[segment(3, 1)], &tokens.q[24..]);
             let sum = |t: usize| tokens.k[t * 8..t * 8 + 8].iter().sum::<f32>();
             let best = (0..4).max_by(|&a, &b| sum(a).total_cmp(&sum(b))).unwrap();
-            for (out, v) in out.iter().zip(&tokens.v[best * 8..]) {
-                assert_eq!(f64::from(*out), stored(dtype, *v), "{kernels:?} {dtype}");
+            for (out, v) in out.iter().zip(stored(dtype, &tokens.v[best * 8..][..8])) {
+                assert_eq!(f64::from(*out), v, "{kernels:?} {dtype}");
             }
             // NaN in a visible key or query is seen; in a later token it is not.
             tokens.k[2 * 8] = f32::NAN;
