@@ -21,7 +21,7 @@ pub enum Rounding<'a> {
     Nearest,
     /// By the least weighted error among some candidates. 8 bits lose too little for a search.
     Search {
-        /// How much an error of each input counts, `[k]`, not negative; none: all the same.
+        /// How much an error of each input counts, `[k]`, not negative; none, or nothing but zeros in a group: all the same.
         importance: Option<&'a [f32]>,
     },
 }
@@ -66,7 +66,9 @@ impl Kernels {
                 continue;
             }
             for (g, (x, codes)) in row.chunks(group).zip(codes.chunks_mut(group)).enumerate() {
-                let weights = importance.get(g * group..g * group + x.len()).unwrap_or(&[]);
+                let weights = importance.get(g * group..g * group + x.len());
+                // Where nothing counts, every scale is as good as another, even 0.
+                let weights = weights.filter(|all| all.iter().any(|&w| w > 0.0)).unwrap_or(&[]);
                 let search = matches!(rounding, Rounding::Search { .. });
                 match format {
                     WeightFormat::Int4(_) => scales[g] = symmetric(x, weights, search, codes),
