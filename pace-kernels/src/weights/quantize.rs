@@ -212,3 +212,59 @@ fn mxfp4(x: &[f32], codes: &mut [u8]) -> f32 {
     }
     scale
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Codes, scales and minima of one row, and the squared error of each weight.
+    fn quantized(format: WeightFormat, row: &[f32], rounding: Rounding<'_>) -> (Vec<f32>, Vec<f32>) {
+        let group = format.group().unwrap_or(row.len());
+        let groups = row.len().div_ceil(group);
+        let mut codes = vec![0; row.len()];
+        let mut scales = vec![0.0; groups];
+        let mut mins = vec![0.0; if format.has_min() { groups } else { 0 }];
+        let mut out = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
+        Kernels::detect().quantize_weights(format, row.len(), row, rounding, &mut out);
+        let decoded = |i: usize| {
+            let (code, g) = (f32::from(codes[i]), i / group);
+            if format.has_min() { code * scales[g] + mins[g] } else { (code - f32::from(format.zero())) * scales[g] }
+        };
+        let errors = row.iter().enumerate().map(|(i, x)| (x - decoded(i)).powi(2)).collect();
+        (scales, errors)
+    }
+
+    fn row(k: usize) -> Vec<f32> {
+        (0..k).map(|i| ((i * 7919 + 13) % 101) as f32 / 50.0 - 1.0 + (i % 7) as f32 * 0.1).collect()
+    }
+
+    fn weighted(errors: &[f32], importance: &[f32]) -> f32 {
+        errors.iter().zip(importance).map(|(e, w)| e * w).sum()
+    }
+
+    #[test]
+    fn a_search_makes_the_error_small_where_it_counts() {
+        for k in [32, 77, 256, 300] {
+            let x = row(k);
+            let importance: Vec<f32> = (0..k).map(|i| if i % 5 == 0 { 100.0 } else { 0.01 }).collect();
+            for format in [WeightFormat::Int4(32), WeightFormat::Int4(128), WeightFormat::Int4Min(64)] {
+                let error = |importance_of| weighted(&quantized(format, &x, importance_of).1, &importance);
+                let with = error(Rounding::Search { importance: Some(&importance) });
+                let (without, nearest) = (error(Rounding::Search { importance: None }), error(Rounding::Nearest));
+                assert!(with < without && with < nearest, "{format} {k}: {with}, {without}, {nearest}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_in_which_nothing_counts_is_rounded_as_if_all_did() {
+        let x = row(96);
+        let mut importance = vec![1.0; 96];
+        importance[32..64].fill(0.0);
+        for format in [WeightFormat::Int4(32), WeightFormat::Int4Min(32)] {
+            let with = quantized(format, &x, Rounding::Search { importance: Some(&importance) });
+            assert_eq!(with, quantized(format, &x, Rounding::Search { importance: None }), "{format}");
+            assert!(with.0[1] != 0.0);
+        }
+    }
+}
