@@ -44,6 +44,10 @@ macro_rules! shims {
             generic::quantize::groups($token, src, out);
         }
         $(#[$attr])?
+        fn quantize_weights(row: generic::weights::Row<'_>) {
+            generic::weights::quantize(row);
+        }
+        $(#[$attr])?
         fn rope_half(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
             generic::rope::rope_half($token, x, head_dim, cos, sin);
         }
@@ -128,6 +132,17 @@ macro_rules! shims {
             // SAFETY: passed on to the caller.
             unsafe { generic::tile::tile::<generic::tile::Int8, _>($lanes, t) }
         }
+        /// # Safety
+        /// The CPU has this tier; what `t` describes is accessible.
+        $(#[$attr])?
+        unsafe fn tile_4_bit(t: &TileArgs) {
+            // SAFETY: passed on to the caller.
+            unsafe { generic::four_bits::tile($lanes, t) }
+        }
+        $(#[$attr])?
+        fn unpack_4_bit(packed: &[u8], line: usize, table: &[u8; 16], out: &mut [u8]) {
+            generic::four_bits::unpack($lanes, packed, line, table, out);
+        }
         $(#[$attr])?
         fn probe_peak(kind: TileKind, rounds: usize) -> u64 {
             generic::probe::peak($lanes, kind, rounds)
@@ -146,6 +161,7 @@ macro_rules! shims {
             norm_quantize,
             quantize_f32,
             quantize_bf16,
+            quantize_weights,
             rope_half,
             rope_interleaved,
             activate,
@@ -168,6 +184,9 @@ macro_rules! shims {
             tile_bf16,
             tile_bf16_rows: crate::gemm::tile::MAX_ROWS,
             tile_int8,
+            tile_4_bit,
+            tile_4_bit_rows: crate::gemm::tile::MAX_4_BIT_ROWS / 2,
+            unpack_4_bit,
             probe_peak,
             probe_read,
         };

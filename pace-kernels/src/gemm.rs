@@ -18,12 +18,13 @@ pub(crate) mod tile;
 use std::ops::Range;
 
 use self::blocking::Blocking;
+pub(crate) use self::blocking::SKINNY_ROWS;
 pub use self::epilogue::Epilogue;
 use self::epilogue::{RowEpilogue, RowMut};
 use self::generated::Generated;
 use self::input::{Form, Input};
 use self::sums::Ends;
-use self::tile::{MAX_ROWS, PREFETCH_STEPS, TileArgs, TileKind};
+use self::tile::{FourBits, MAX_4_BIT_ROWS, MAX_ROWS, PREFETCH_STEPS, TileArgs, TileKind};
 use crate::weights::Panels;
 use crate::{ActMut, ActRef, Kernels, MatMut, MatRef, Par, Scratch, WeightFormat, WeightSlice};
 
@@ -143,8 +144,11 @@ fn with_product<'c, R>(
     }
     let mut converted = cx.scratch.take(form.scratch_len(a));
     let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
-    let blocking = Blocking::new(rows, &panels, kernels.table().tile_rows(form.kind));
-    let product = Product { kernels, generated: None, w, panels, form, input, blocking, epilogue };
+    let table = kernels.table();
+    let records = panels.format.is_4_bit() && rows <= table.tile_4_bit_rows;
+    let tile_rows = if records { MAX_4_BIT_ROWS } else { table.tile_rows(form.kind) };
+    let blocking = Blocking::new(rows, &panels, tile_rows);
+    let product = Product { kernels, generated: None, w, panels, form, input, blocking, records, epilogue };
     Some(f(product, ends))
 }
 
@@ -158,6 +162,8 @@ struct Product<'a> {
     form: Form,
     input: Input,
     blocking: Blocking,
+    /// Whether tiles read weights of 4 bits as they are stored.
+    records: bool,
     epilogue: &'a Epilogue<'a>,
 }
 
@@ -200,12 +206,16 @@ impl Product<'_> {
     }
 
     fn unpacked_steps(&self) -> usize {
-        let unpacked = self.panels.format == WeightFormat::F16 || self.panels.format.is_4_bit();
+        let unpacked = self.panels.format == WeightFormat::F16 || self.unpacks_4_bits();
         if unpacked { self.blocking.live_steps() } else { 0 }
     }
 
+    fn unpacks_4_bits(&self) -> bool {
+        self.panels.format.is_4_bit() && !self.records
+    }
+
     fn unpacked_scales(&self) -> usize {
-        if !self.panels.format.is_4_bit() {
+        if !self.unpacks_4_bits() {
             return 0;
         }
         (self.blocking.live_steps() * 4).div_ceil(self.panels.group()) * self.panels.group_scales()
@@ -248,11 +258,16 @@ impl Product<'_> {
                 }
             }
             // SAFETY: the CPU has this table's tier, and `tile_args` describes memory that is there.
-            (Some(args), None) => unsafe { (self.kernels.table().tile(self.form.kind))(&args) },
+            (Some(args), None) => unsafe { (self.table_tile())(&args) },
         }
         if last {
             self.finish(task, tile, sums);
         }
+    }
+
+    fn table_tile(&self) -> unsafe fn(&TileArgs) {
+        let table = self.kernels.table();
+        if self.records { table.tile_4_bit } else { table.tile(self.form.kind) }
     }
 
     /// The panel at a block of steps, unpacked if need be, and the scales of its groups.
@@ -271,12 +286,12 @@ impl Product<'_> {
             self.kernels.widen_f16(bytemuck::cast_slice(stored), wide);
             return Block { steps: bytemuck::cast_slice(wide), scales };
         }
-        if format.is_4_bit() {
+        if self.unpacks_4_bits() {
             let wide = bytemuck::cast_slice_mut(&mut wide[..steps.len() * self.panels.width]);
             self.panels.unpack_records(&self.kernels, stored, wide, wide_scales);
             return Block { steps: wide, scales: wide_scales };
         }
-        let scales = if format.group().is_some() {
+        let scales = if format.group().is_some() && !self.records {
             &scales[steps.start * 4 / self.panels.group() * self.panels.group_scales()..]
         } else {
             scales
@@ -296,9 +311,10 @@ impl Product<'_> {
         sums: &mut [f32],
     ) -> Option<TileArgs> {
         let (width, count, first) = (self.panels.width, tile.len(), task.rows.start + tile.start);
-        assert!(count <= self.kernels.table().tile_rows(self.form.kind), "a tile of {count} rows");
+        let most = if self.records { MAX_4_BIT_ROWS } else { self.kernels.table().tile_rows(self.form.kind) };
+        assert!(count <= most, "a tile of {count} rows");
         assert!(
-            block.steps.len() == steps.len() * width * 4 && sums.len() == count * width,
+            block.steps.len() == self.block_bytes(steps) && sums.len() == count * width,
             "a tile of {count} rows over {} bytes of weights with {} sums",
             block.steps.len(),
             sums.len()
@@ -315,7 +331,7 @@ impl Product<'_> {
         if int8 {
             let group = 4 * steps.start / self.form.group;
             (t.a_scales, t.a_offsets) = self.input.scale(first, group);
-            if let Some(weight_group) = self.panels.format.group() {
+            if let (Some(weight_group), false) = (self.panels.format.group(), self.records) {
                 let groups = (4 * steps.len()).div_ceil(weight_group);
                 t.w_scales = block.scales[..groups * t.w_stride].as_ptr();
             }
@@ -340,8 +356,13 @@ impl Product<'_> {
             return (0, 0);
         }
         let tiles = block_rows.div_ceil(MAX_ROWS);
-        let share = steps.len() * self.panels.width * 4 / tiles / 64 * 64;
+        let share = self.block_bytes(steps) / tiles / 64 * 64;
         (share, (share / 64).div_ceil(steps.len().div_ceil(PREFETCH_STEPS)))
+    }
+
+    /// Bytes of a block of steps as tiles read it.
+    fn block_bytes(&self, steps: &Range<usize>) -> usize {
+        if self.records { self.panels.stored(steps).len() } else { steps.len() * self.panels.width * 4 }
     }
 
     /// What all tiles of a block of steps have in common.
@@ -366,6 +387,7 @@ impl Product<'_> {
             w_stride: self.panels.group_scales(),
             w_shift: self.form.weight_shift(&self.panels),
             has_min: self.panels.format.has_min(),
+            four_bits: if self.records { self.panels.format.four_bits() } else { FourBits::default() },
         }
     }
 

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use crate::attention::AttentionTiles;
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
 use crate::gemm::tile::{MAX_ROWS, TileArgs, TileKind};
-use crate::generic::quantize;
+use crate::generic::{quantize, weights};
 use crate::{ActMut, ActRef, Activation, DType, Isa, MatRef, RowNorm, arch};
 
 /// The kernels of one instruction-set tier.
@@ -79,6 +79,7 @@ pub(crate) struct Table {
     pub(crate) norm_quantize: unsafe fn(&RowNorm<'_>, ActRef<'_>, DType, &mut [f32], quantize::Out<'_>),
     pub(crate) quantize_f32: unsafe fn(&[f32], quantize::Out<'_>),
     pub(crate) quantize_bf16: unsafe fn(&[bf16], quantize::Out<'_>),
+    pub(crate) quantize_weights: unsafe fn(weights::Row<'_>),
     pub(crate) rope_half: unsafe fn(&mut [f32], usize, &[f32], &[f32]),
     pub(crate) rope_interleaved: unsafe fn(&mut [f32], usize, &[f32], &[f32]),
     pub(crate) activate: unsafe fn(Activation, &mut [f32]),
@@ -98,6 +99,11 @@ pub(crate) struct Table {
     /// The most rows of it: `MAX_ROWS`, or more where the tier has a tile for few rows.
     pub(crate) tile_bf16_rows: usize,
     pub(crate) tile_int8: unsafe fn(&TileArgs),
+    /// Weights of 4 bits are read as they are stored, by tiles of up to `MAX_4_BIT_ROWS` rows, in products of up to so many
+    /// rows; for more they are unpacked first.
+    pub(crate) tile_4_bit: unsafe fn(&TileArgs),
+    pub(crate) tile_4_bit_rows: usize,
+    pub(crate) unpack_4_bit: unsafe fn(&[u8], usize, &[u8; 16], &mut [u8]),
     pub(crate) probe_peak: unsafe fn(TileKind, usize) -> u64,
     pub(crate) probe_read: unsafe fn(&[f32]) -> f32,
 }

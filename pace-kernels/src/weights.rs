@@ -2,7 +2,7 @@
 
 mod codes;
 mod format;
-pub(crate) mod four_bits;
+mod four_bits;
 mod panels;
 mod quantize;
 mod slice;

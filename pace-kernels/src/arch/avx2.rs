@@ -76,6 +76,7 @@ impl Dots for Lanes256 {
     const ACROSS: usize = 2;
     const ACROSS_ONE: usize = 8;
     type V = __m256i;
+    type Table = __m256i;
 
     #[inline(always)]
     fn zero(self) -> __m256i {
@@ -155,6 +156,42 @@ impl Dots for Lanes256 {
     fn mul(self, x: __m256i, y: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y))) }
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, x: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_and_si256(x, _mm256_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, x: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn table(self, bytes: &[u8; 16]) -> __m256i {
+        // SAFETY: as above; 16 bytes are read from 16.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_shuffle_epi8(table, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> __m256i {
+        // SAFETY: as above, and F16C; the bytes are readable.
+        unsafe { _mm256_castps_si256(_mm256_cvtph_ps(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> __m256i {
+        // SAFETY: as above; the bytes are readable.
+        unsafe { _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))) }
     }
 
     #[inline(always)]

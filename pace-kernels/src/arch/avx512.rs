@@ -9,13 +9,14 @@ use pulp::f32x16;
 use pulp::x86::V4;
 
 use crate::attention::{AttentionTiles, Part, State, Step};
+use crate::gemm::SKINNY_ROWS;
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
 use crate::gemm::tile::{Dots, TileArgs, TileKind};
 use crate::generic::lanes::{Lanes, Stored};
 use crate::table::Table;
 use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
-pub(crate) const TABLE: Table = Table { widen_f16, ..SHIMS };
+pub(crate) const TABLE: Table = Table { widen_f16, tile_4_bit_rows: SKINNY_ROWS, ..SHIMS };
 
 shims! {
     [#[target_feature(
@@ -118,6 +119,7 @@ macro_rules! lanes_512 {
             const ACROSS: usize = 4;
             const ACROSS_ONE: usize = 4;
             type V = __m512i;
+            type Table = __m512i;
 
             #[inline(always)]
             fn zero(self) -> __m512i {
@@ -185,6 +187,42 @@ macro_rules! lanes_512 {
                 unsafe {
                     _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(y)))
                 }
+            }
+
+            #[inline(always)]
+            fn low_nibbles(self, x: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_and_si512(x, _mm512_set1_epi8(15)) }
+            }
+
+            #[inline(always)]
+            fn high_nibbles(self, x: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)) }
+            }
+
+            #[inline(always)]
+            fn table(self, bytes: &[u8; 16]) -> __m512i {
+                // SAFETY: as above; 16 bytes are read from 16.
+                unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())) }
+            }
+
+            #[inline(always)]
+            fn look_up(self, table: __m512i, x: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_shuffle_epi8(table, x) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_f16(self, p: *const u16) -> __m512i {
+                // SAFETY: as above; the bytes are readable.
+                unsafe { _mm512_castps_si512(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_bf16(self, p: *const u16) -> __m512i {
+                // SAFETY: as above; the bytes are readable.
+                unsafe { _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))) }
             }
 
             #[inline(always)]

@@ -8,7 +8,7 @@ use crate::gemm::tile::{Dots, TileArgs, TileKind};
 use crate::generic;
 use crate::table::Table;
 
-pub(crate) const TABLE: Table = Table { tile_int8, probe_peak, ..super::avx512::TABLE };
+pub(crate) const TABLE: Table = Table { tile_int8, tile_4_bit, probe_peak, ..super::avx512::TABLE };
 
 lanes_512! {
     /// AVX-512 with `vpdpbusd`.
@@ -27,6 +27,14 @@ pub(super) fn dot_int8(acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
 unsafe fn tile_int8(t: &TileArgs) {
     // SAFETY: passed on to the caller.
     unsafe { generic::tile::tile::<generic::tile::Int8, _>(LanesVnni, t) }
+}
+
+/// # Safety
+/// The CPU has this tier; what `t` describes is accessible.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn tile_4_bit(t: &TileArgs) {
+    // SAFETY: passed on to the caller.
+    unsafe { generic::four_bits::tile(LanesVnni, t) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

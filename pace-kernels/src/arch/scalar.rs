@@ -37,6 +37,7 @@ impl Dots for OneLane {
     const ACROSS: usize = 2;
     const ACROSS_ONE: usize = 8;
     type V = u32;
+    type Table = [u8; 16];
 
     #[inline(always)]
     fn zero(self) -> u32 {
@@ -100,6 +101,38 @@ impl Dots for OneLane {
     #[inline(always)]
     fn mul(self, x: u32, y: u32) -> u32 {
         (f32::from_bits(x) * f32::from_bits(y)).to_bits()
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, x: u32) -> u32 {
+        x & 0x0f0f_0f0f
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, x: u32) -> u32 {
+        x >> 4 & 0x0f0f_0f0f
+    }
+
+    #[inline(always)]
+    fn table(self, bytes: &[u8; 16]) -> [u8; 16] {
+        *bytes
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: [u8; 16], x: u32) -> u32 {
+        u32::from_ne_bytes(x.to_ne_bytes().map(|at| table[usize::from(at & 15)]))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> u32 {
+        // SAFETY: passed on to the caller.
+        f16::from_bits(unsafe { p.read_unaligned() }).to_f32().to_bits()
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> u32 {
+        // SAFETY: passed on to the caller.
+        u32::from(unsafe { p.read_unaligned() }) << 16
     }
 
     #[inline(always)]

@@ -19,7 +19,7 @@ const WHOLE_STEPS: usize = 2048;
 const BLOCK_STEPS: usize = 1024;
 
 /// Up to this many rows are skinny: bound by the memory that the weights come from.
-const SKINNY_ROWS: usize = 32;
+pub(crate) const SKINNY_ROWS: usize = 32;
 
 /// The cuts of one product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

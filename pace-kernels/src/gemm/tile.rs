@@ -4,6 +4,9 @@
 /// registers, 4 more hold weights, 1 an activation. A tier may have a wider one for few rows.
 pub(crate) const MAX_ROWS: usize = 6;
 
+/// Rows that a tile over weights of 4 bits has at most, see [`four_bits`](crate::generic::four_bits).
+pub(crate) const MAX_4_BIT_ROWS: usize = 8;
+
 /// Steps between two rounds of prefetching. Lost: rounds of 16, whose bursts stall (0.72 of the limit at
 /// 8 rows instead of 0.89).
 pub(crate) const PREFETCH_STEPS: usize = 4;
@@ -63,6 +66,17 @@ pub(crate) struct TileArgs {
     pub(crate) w_shift: u32,
     /// Int8: whether the minima of a group follow its scales. Weights are stored without 128 more then.
     pub(crate) has_min: bool,
+    /// What nibbles mean, for the tile of weights of 4 bits: `w` are records then, `w_scales` null.
+    pub(crate) four_bits: FourBits,
+}
+
+/// What the nibbles of weights of 4 bits mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FourBits {
+    /// E2M1 numbers with bf16 scales, or integers with f16 scales.
+    pub(crate) is_e2m1: bool,
+    /// Each as an int8 weight: with zero 128, or 0 where there is a minimum.
+    pub(crate) int8: [u8; 16],
 }
 
 /// 32-bit lanes of a tier, without a type: the operations that tiles are made of.
@@ -77,6 +91,8 @@ pub(crate) trait Dots: Copy {
     /// The same for one row, where only the sums' latency counts.
     const ACROSS_ONE: usize;
     type V: Copy;
+    /// 16 bytes to look up.
+    type Table: Copy;
 
     fn zero(self) -> Self::V;
     fn splat_f32(self, x: f32) -> Self::V;
@@ -100,6 +116,23 @@ pub(crate) trait Dots: Copy {
     fn scaled(self, sum: Self::V, acc: Self::V, scale: Self::V) -> Self::V;
     /// x y in f32.
     fn mul(self, x: Self::V, y: Self::V) -> Self::V;
+    /// Two halves of a byte each: the low ones as bytes.
+    fn low_nibbles(self, x: Self::V) -> Self::V;
+    /// The high ones as bytes.
+    fn high_nibbles(self, x: Self::V) -> Self::V;
+    fn table(self, bytes: &[u8; 16]) -> Self::Table;
+    /// The bytes of the table that the bytes of `x` name, which are below 16.
+    fn look_up(self, table: Self::Table, x: Self::V) -> Self::V;
+    /// f16 as f32.
+    ///
+    /// # Safety
+    /// `LANES * 2` bytes are readable.
+    unsafe fn load_f16(self, p: *const u16) -> Self::V;
+    /// bf16 as f32.
+    ///
+    /// # Safety
+    /// `LANES * 2` bytes are readable.
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V;
     /// Asks for a line in the second-level cache.
     fn prefetch(self, p: *const u8);
 }

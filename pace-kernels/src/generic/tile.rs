@@ -189,28 +189,62 @@ unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &Tile
             }
             let resume = t.resume || group > 0;
             for r in 0..R {
-                let a_scale = *t.a_scales.add(r * t.a_groups + group);
-                // The sum of the group's activations.
-                let a_sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
-                let (a_scale, a_sum) = (lanes.splat_f32(a_scale), lanes.splat_f32(a_scale * a_sum));
                 for v in 0..N {
                     let at = (group >> t.w_shift) * t.w_stride + column + v * L::LANES;
-                    let scale = if t.w_scales.is_null() {
-                        a_scale
-                    } else {
-                        lanes.mul(a_scale, lanes.load(t.w_scales.add(at).cast()))
-                    };
-                    let sums = sums_at::<L>(t, r, column, v);
-                    let sum = if resume { lanes.load(sums.cast()) } else { lanes.zero() };
-                    let mut sum = lanes.scaled(sum, acc[r][v], scale);
-                    if t.has_min {
-                        sum = lanes.dot_f32(sum, lanes.load(t.w_scales.add(at + t.width).cast()), a_sum);
-                    }
-                    lanes.store(sums.cast(), sum);
+                    let scale =
+                        if t.w_scales.is_null() { None } else { Some(lanes.load(t.w_scales.add(at).cast())) };
+                    let min =
+                        if t.has_min { Some(lanes.load(t.w_scales.add(at + t.width).cast())) } else { None };
+                    add_scaled(
+                        lanes,
+                        t,
+                        (r, group),
+                        sums_at::<L>(t, r, column, v),
+                        resume,
+                        acc[r][v],
+                        scale,
+                        min,
+                    );
                 }
             }
         }
         group += 1;
+    }
+}
+
+/// Adds the exact sum of a row and a group, times the scales of activations and weights, to an f32 sum, and the group's minimum
+/// times the sum of the activations.
+///
+/// # Safety
+/// As [`Kind::strip`], with the row and group of `at`; `sums` is a vector of sums.
+#[inline(always)]
+pub(super) unsafe fn add_scaled<L: Dots>(
+    lanes: L,
+    t: &TileArgs,
+    (r, group): (usize, usize),
+    sums: *mut f32,
+    resume: bool,
+    acc: L::V,
+    scale: Option<L::V>,
+    min: Option<L::V>,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let a_scale = *t.a_scales.add(r * t.a_groups + group);
+        let splat = lanes.splat_f32(a_scale);
+        let sum = if resume { lanes.load(sums.cast()) } else { lanes.zero() };
+        // A closure would not have the tier's features.
+        let scale = match scale {
+            Some(scale) => lanes.mul(splat, scale),
+            None => splat,
+        };
+        let mut sum = lanes.scaled(sum, acc, scale);
+        if let Some(min) = min {
+            // Of the sum of the group's activations, which is exact.
+            let a_sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
+            sum = lanes.dot_f32(sum, min, lanes.splat_f32(a_scale * a_sum));
+        }
+        lanes.store(sums.cast(), sum);
     }
 }
 
@@ -239,7 +273,7 @@ unsafe fn at_step<L: Dots, const N: usize>(
 /// # Safety
 /// As [`float_strip`], `r < t.rows`, and the vector lies in the panel.
 #[inline(always)]
-unsafe fn sums_at<L: Dots>(t: &TileArgs, r: usize, column: usize, v: usize) -> *mut f32 {
+pub(super) unsafe fn sums_at<L: Dots>(t: &TileArgs, r: usize, column: usize, v: usize) -> *mut f32 {
     // SAFETY: `sums` has `rows` rows of `width` elements.
     unsafe { t.sums.add(r * t.sums_stride + column + v * L::LANES) }
 }

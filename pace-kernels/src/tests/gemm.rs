@@ -62,9 +62,10 @@ fn seen(format: WeightFormat, quant: ActQuant, a: &[f32], k: usize) -> Vec<f64> 
     }
 }
 
-/// The product in f64 and the sum of magnitudes, for weights as they are stored.
+/// The product in f64 and the sum of magnitudes, for weights as they are stored. Where `q * scale` and a minimum are
+/// added, both are about as large as the row's largest weight.
 fn reference(a: &[f64], w: &PackedWeights) -> Vec<(f64, f64)> {
-    let mut row = vec![0.0; w.k()];
+    let (mut row, format) = (vec![0.0; w.k()], w.format());
     let stored: Vec<Vec<f32>> = (0..w.n())
         .map(|i| {
             w.row(i, &Kernels::detect(), &mut row);
@@ -72,9 +73,11 @@ fn reference(a: &[f64], w: &PackedWeights) -> Vec<(f64, f64)> {
         })
         .collect();
     let dot = |a: &[f64], w: &[f32]| {
+        let largest = w.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+        let parts = if format.has_min() { 4.0 * f64::from(largest) } else { 0.0 };
         a.iter().zip(w).fold((0.0, 0.0), |(sum, magnitude), (a, &w)| {
             let product = a * f64::from(w);
-            (sum + product, magnitude + product.abs())
+            (sum + product, magnitude + product.abs().max(a.abs() * parts))
         })
     };
     a.chunks(w.k()).flat_map(|a| stored.iter().map(|w| dot(a, w)).collect::<Vec<_>>()).collect()
@@ -126,7 +129,12 @@ fn every_small_shape_follows_the_reference_and_rows_are_independent() {
 
 /// Every format, with groups of every size.
 fn formats() -> Vec<WeightFormat> {
-    WeightFormat::ALL.into_iter().chain([32, 128, 256].map(WeightFormat::Int8Group)).collect()
+    let int8 = [16, 32, 128, 256]
+        .into_iter()
+        .flat_map(|group| [WeightFormat::Int8Group(group), WeightFormat::Int8Min(group)]);
+    let int4 =
+        [64, 128].into_iter().flat_map(|group| [WeightFormat::Int4(group), WeightFormat::Int4Min(group)]);
+    WeightFormat::ALL.into_iter().chain(int8).chain(int4).collect()
 }
 
 proptest! {

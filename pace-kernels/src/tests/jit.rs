@@ -10,7 +10,7 @@ use half::bf16;
 
 use super::guard::{Flush, Guarded};
 use super::noise_vec;
-use crate::gemm::tile::TileArgs;
+use crate::gemm::tile::{FourBits, TileArgs};
 use crate::jit::{EpilogueArgs, Operands, TileKey};
 use crate::{Isa, Jit, JitCapacity, JitError, Kernels};
 
@@ -180,6 +180,10 @@ impl Case {
             a_groups: self.groups,
             group_steps: 0,
             w_scales: self.w_scales.as_ptr(),
+            w_stride: self.key.width,
+            w_shift: 0,
+            has_min: false,
+            four_bits: FourBits::default(),
         }
     }
 

@@ -1,3 +1,6 @@
+mod codes;
+mod quantize;
+
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ops::Range;
@@ -150,10 +153,27 @@ fn too_large_is_an_error() {
 
 #[test]
 fn format_names_round_trip() {
-    for format in WeightFormat::ALL {
+    for format in WeightFormat::ALL.into_iter().chain(quantised()) {
         assert_eq!(format.to_string().parse(), Ok(format));
+        assert_eq!(format.to_string().to_uppercase().parse(), Ok(format));
+    }
+    for name in ["int8:8", "int8m:512", "int4:16", "int4m:256", "int4", "mxfp4:32"] {
+        assert!(name.parse::<WeightFormat>().is_err(), "{name}");
     }
     assert!("int2".parse::<WeightFormat>().unwrap_err().to_string().contains("`int2`"));
+}
+
+/// The formats of integers, with groups of every size.
+fn quantised() -> Vec<WeightFormat> {
+    let int8 = [16, 32, 64, 128, 256];
+    let int4 = [32, 64, 128];
+    [WeightFormat::Int8, WeightFormat::Mxfp4]
+        .into_iter()
+        .chain(
+            int8.into_iter().flat_map(|group| [WeightFormat::Int8Group(group), WeightFormat::Int8Min(group)]),
+        )
+        .chain(int4.into_iter().flat_map(|group| [WeightFormat::Int4(group), WeightFormat::Int4Min(group)]))
+        .collect()
 }
 
 /// Every way to pack.
@@ -204,7 +224,7 @@ fn panels_hold_every_row() {
 /// `rows_f32` reads whole runs of a panel's columns, `row` one.
 #[test]
 fn runs_of_rows_in_panels_are_those_rows() {
-    let groups = [32, 128, 256].map(|group| PackSpec::panels(WeightFormat::Int8Group(group)));
+    let groups = quantised().into_iter().map(PackSpec::panels);
     for spec in specs().filter(|spec| spec.layout != WeightLayout::Rows).chain(groups) {
         for (n, k) in [(2, 1), (66, 33), (130, 129), (200, 600), (6, 0)] {
             let packed = PackedWeights::pack(spec, n, k, &Par::seq(), fill(k.max(1))).unwrap();
@@ -256,6 +276,11 @@ fn panels_take_what_they_should() {
     assert_eq!(bytes(WeightFormat::Bf16, 100, 9), 128 * 10 * 2);
     assert_eq!(bytes(WeightFormat::Int8, 64, 9), 64 * 12 + 64 * 4);
     assert_eq!(bytes(WeightFormat::Int8Group(64), 64, 128), 64 * 128 + 2 * 64 * 4);
+    assert_eq!(bytes(WeightFormat::Int8Min(64), 64, 128), 64 * 128 + 4 * 64 * 4);
+    assert_eq!(bytes(WeightFormat::Int4(32), 64, 128), 64 * 128 / 2 + 4 * 64 * 2);
+    // A last group is stored whole.
+    assert_eq!(bytes(WeightFormat::Int4Min(64), 64, 65), 2 * 64 * (32 + 2 * 2));
+    assert_eq!(bytes(WeightFormat::Mxfp4, 1, 33), 2 * 64 * (16 + 2));
 }
 
 #[test]

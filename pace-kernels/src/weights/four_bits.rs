@@ -10,9 +10,10 @@ use half::{bf16, f16};
 
 use super::{CodeRows, Panels, WeightFormat};
 use crate::Kernels;
+use crate::gemm::tile::FourBits;
 
 /// Doubled values of the E2M1 numbers.
-pub(crate) const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// Inputs that share four bytes of an output.
 const STEP: usize = 8;
@@ -23,26 +24,27 @@ impl Panels {
         self.group_scales() * 2 + self.group() / 2 * self.width
     }
 
-    /// [`store_codes`](Self::store_codes) for 4 bits.
+    /// [`store_codes`](Self::store_codes) for 4 bits: record by record, so that one stays in L1 while all columns are written.
     pub(super) fn store_records(&self, column: usize, rows: &CodeRows<'_>, panel: &mut [u8]) {
-        let (groups, head) = (self.groups(), self.group_scales() * 2);
-        for (j, codes) in rows.codes.chunks_exact(self.k).enumerate() {
-            let at = column + j;
-            let records = panel.chunks_exact_mut(self.record_bytes());
-            for ((g, codes), record) in codes.chunks(self.group()).enumerate().zip(records) {
-                let (scales, nibbles) = record.split_at_mut(head);
-                let scales: &mut [u16] = bytemuck::cast_slice_mut(scales);
+        let (group, groups, head) = (self.group(), self.groups(), self.group_scales() * 2);
+        for (g, record) in panel.chunks_exact_mut(self.record_bytes()).enumerate() {
+            let (scales, nibbles) = record.split_at_mut(head);
+            let scales: &mut [u16] = bytemuck::cast_slice_mut(scales);
+            let lines: &mut [[u8; 4]] = bytemuck::cast_slice_mut(nibbles);
+            for (j, codes) in rows.codes.chunks_exact(self.k).enumerate() {
+                let at = column + j;
                 scales[at] = self.narrow(rows.scales[j * groups + g]);
                 if self.format.has_min() {
                     scales[self.width + at] = self.narrow(rows.mins[j * groups + g]);
                 }
-                for (codes, line) in codes.chunks(STEP).zip(nibbles.chunks_exact_mut(self.width * 4)) {
-                    let bytes = &mut line[at * 4..at * 4 + 4];
-                    let zero = self.format.zero();
-                    for (i, byte) in bytes.iter_mut().enumerate() {
-                        let nibble = |i: usize| codes.get(i).copied().unwrap_or(zero) & 15;
-                        *byte = nibble(i) | nibble(i + 4) << 4;
-                    }
+                let (whole, tail) = codes[g * group..self.k.min((g + 1) * group)].as_chunks::<STEP>();
+                let mut last = [self.format.zero(); STEP];
+                last[..tail.len()].copy_from_slice(tail);
+                let steps = whole.iter().chain((!tail.is_empty()).then_some(&last));
+                let padding = std::iter::repeat([self.format.zero() * 0x11; 4]);
+                let steps = steps.map(pack).chain(padding);
+                for (line, step) in lines.chunks_exact_mut(self.width).zip(steps) {
+                    line[at] = step;
                 }
             }
         }
@@ -68,8 +70,7 @@ impl Panels {
         }
     }
 
-    /// Whole records as steps of int8 (`[steps][width][4]`, weights as unsigned numbers with the zero of
-    /// [`unpacked_zero`](WeightFormat::unpacked_zero)) and f32 scales (`[groups][group_scales]`).
+    /// Whole records as steps of int8 (`[steps][width][4]`, weights as [`unpacked`](WeightFormat::unpacked)) and f32 scales (`[groups][group_scales]`).
     pub(crate) fn unpack_records(
         &self,
         kernels: &Kernels,
@@ -78,7 +79,7 @@ impl Panels {
         scales: &mut [f32],
     ) {
         let (head, line) = (self.group_scales() * 2, self.width * 4);
-        let of_nibble: [u8; 16] = std::array::from_fn(|nibble| self.format.unpacked(nibble as u8));
+        let table = self.format.four_bits().int8;
         let steps = steps.chunks_exact_mut(self.group() / 4 * line);
         let scales = scales.chunks_exact_mut(self.group_scales());
         for ((record, steps), scales) in records.chunks_exact(self.record_bytes()).zip(steps).zip(scales) {
@@ -87,13 +88,8 @@ impl Panels {
                 WeightFormat::Mxfp4 => kernels.widen_bf16(bytemuck::cast_slice(stored), scales),
                 _ => kernels.widen_f16(bytemuck::cast_slice(stored), scales),
             }
-            for (bytes, pair) in nibbles.chunks_exact(line).zip(steps.chunks_exact_mut(2 * line)) {
-                let (low, high) = pair.split_at_mut(line);
-                for ((&byte, low), high) in bytes.iter().zip(low).zip(high) {
-                    *low = of_nibble[usize::from(byte & 15)];
-                    *high = of_nibble[usize::from(byte >> 4)];
-                }
-            }
+            // SAFETY: the CPU has this table's tier.
+            unsafe { (kernels.table().unpack_4_bit)(nibbles, line, &table, steps) }
         }
     }
 
@@ -114,12 +110,26 @@ impl Panels {
     }
 }
 
+/// Codes below 16: the first four in the low nibbles, the others in the high ones.
+fn pack(codes: &[u8; STEP]) -> [u8; 4] {
+    let both = u64::from_le_bytes(*codes) & 0x0f0f_0f0f_0f0f_0f0f;
+    ((both | both >> 28) as u32).to_le_bytes()
+}
+
 impl WeightFormat {
     /// What a nibble means, in units of the stored scale.
     fn of_nibble(self, nibble: u8) -> f32 {
         match self {
             Self::Mxfp4 => f32::from(E2M1[usize::from(nibble)]),
             _ => f32::from(nibble) - f32::from(self.zero()),
+        }
+    }
+
+    /// What nibbles mean, for a tile.
+    pub(crate) fn four_bits(self) -> FourBits {
+        FourBits {
+            is_e2m1: self == Self::Mxfp4,
+            int8: std::array::from_fn(|nibble| self.unpacked(nibble as u8)),
         }
     }
 

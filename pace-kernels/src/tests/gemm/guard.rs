@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::{noise_vec, pack, product, quants};
-use crate::gemm::tile::{TileArgs, TileKind};
+use crate::gemm::tile::{FourBits, TileArgs, TileKind};
 use crate::tests::guard::{Flush, Guarded};
 use crate::tests::tiers;
 use crate::{ActMut, ActRef, Activation, Epilogue, GemmCx, MatMut, MatRef, Par, Scratch, WeightFormat};
@@ -66,9 +66,9 @@ fn check_tile(kind: TileKind, rows: usize, width: usize, steps: usize, flush: Fl
         (Guarded::new(flush, &words(1, rows * steps)), Guarded::new(flush, &words(2, width * steps)));
     let (scales, offsets) =
         (Guarded::filled(flush, rows * groups, 0.5f32), Guarded::filled(flush, rows * groups, 3i32));
-    let w_scales = Guarded::filled(flush, groups * width, 0.25f32);
+    let w_scales = Guarded::filled(flush, groups * width * 2, 0.25f32);
     for kernels in tiers().filter(|kernels| rows <= kernels.table().tile_rows(kind)) {
-        for resume in [false, true] {
+        for (resume, has_min) in [(false, false), (true, false), (true, kind == TileKind::Int8)] {
             let mut sums = Guarded::filled(flush, rows * width, 1.0f32);
             let t = TileArgs {
                 a: a.as_ptr().cast(),
@@ -87,6 +87,10 @@ fn check_tile(kind: TileKind, rows: usize, width: usize, steps: usize, flush: Fl
                 a_groups: groups,
                 group_steps,
                 w_scales: w_scales.as_ptr(),
+                w_stride: if has_min { 2 * width } else { width },
+                w_shift: 0,
+                has_min,
+                four_bits: FourBits::default(),
             };
             // SAFETY: the CPU has the tier; the operands have the shapes that the arguments say.
             unsafe { (kernels.table().tile(kind))(&t) }

@@ -26,10 +26,10 @@ impl Tiles {
     fn all(format: WeightFormat) -> impl Iterator<Item = (Kernels, Self)> {
         let generated = tiers().filter_map(move |kernels| {
             let jit = Jit::new(kernels, JitCapacity::default()).ok()?;
-            let bf16 = format == WeightFormat::Bf16;
             let multiplies = match format {
-                WeightFormat::F32 | WeightFormat::F16 => false,
-                _ => !bf16 || kernels.isa() == crate::Isa::Avx512Bf16,
+                WeightFormat::Bf16 => kernels.isa() == crate::Isa::Avx512Bf16,
+                WeightFormat::Int8 | WeightFormat::Int8Group(_) => true,
+                _ => false,
             };
             multiplies.then_some((kernels, Self::Generated(jit)))
         });
