@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod engine;
+mod imatrix;
 mod kv;
 mod models;
 mod operators;
@@ -19,6 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use self::bench::{BenchArgs, BenchFormat, spell_out};
 pub(crate) use self::compare::CompareArgs;
 pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
+pub(crate) use self::imatrix::ImatrixArgs;
 pub(crate) use self::kv::{KindChoice, KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
@@ -44,6 +46,7 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     Score(ScoreArgs),
     Compare(CompareArgs),
+    Imatrix(ImatrixArgs),
     Tokenize(TokenizeArgs),
     Detokenize(DetokenizeArgs),
     Info(InfoArgs),

@@ -8,6 +8,7 @@ pub(crate) mod detokenize;
 pub(crate) mod doctor;
 pub(crate) mod env;
 pub(crate) mod generate;
+pub(crate) mod imatrix;
 pub(crate) mod info;
 pub(crate) mod jit;
 pub(crate) mod kv_plan;

@@ -54,6 +54,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Chat(args) => commands::chat::run(&env, args),
         Command::Score(args) => commands::score::run(&env, args),
         Command::Compare(args) => commands::compare::run(&env, args),
+        Command::Imatrix(args) => commands::imatrix::run(&env, args),
         Command::Tokenize(args) => commands::tokenize::run(&env, args),
         Command::Detokenize(args) => commands::detokenize::run(&env, args),
         Command::Info(args) => commands::info::run(&env, &args),

@@ -39,7 +39,7 @@ impl Decoder {
     /// `progress` is called with the number of weights just packed, from any thread.
     ///
     /// # Errors
-    /// A tensor is missing, misshapen, unreadable or (unless the options allow it) holds what no model does; a file
+    /// A tensor (or an importance) is missing, misshapen, unreadable or (unless the options allow it) holds what no model does; a file
     /// was changed meanwhile; an operator has no such backend; there is no memory.
     pub fn load(
         source: &dyn WeightSource,
@@ -51,6 +51,7 @@ impl Decoder {
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Self, ModelError> {
         arch.validate_shapes(source, spec)?;
+        options.importance.as_ref().map_or(Ok(()), |importance| importance.check(spec))?;
         let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
         let formats = ModelFormats::new(source, arch, spec, &options);
         let (activations, bytes) = (options.activations, formats.bytes(spec));

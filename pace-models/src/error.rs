@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// A model that cannot be loaded. Every variant names the file, and the tensor or field at fault.
+/// A model that cannot be loaded. Every variant names what is at fault: the file and the tensor or field.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -39,6 +39,14 @@ pub enum ModelError {
         path: PathBuf,
         /// The field's name, dotted where nested.
         field: String,
+        /// What is wrong and what would be right.
+        what: String,
+    },
+    /// The inputs of a matrix product, as they were seen while a model was computed, are no importance of its weights.
+    #[error("inputs of `{name}`: {what}")]
+    Inputs {
+        /// The product.
+        name: String,
         /// What is wrong and what would be right.
         what: String,
     },

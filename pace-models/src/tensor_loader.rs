@@ -17,7 +17,7 @@ pub(crate) use self::quantised::Losses;
 pub use self::quantised::QuantLoss;
 use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
 use crate::weights::WeightSource;
-use crate::{DecoderSpec, ModelError, ModelFormats};
+use crate::{DecoderSpec, Importance, ModelError, ModelFormats};
 
 /// In which formats a model is kept, and which backends compute it.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct LoadOptions {
     pub own_formats: bool,
     /// How weights become integers: by a search for the best scales, or by the largest magnitude alone.
     pub search_scales: bool,
+    /// How much errors count by their input in a search for scales; none: all the same.
+    pub importance: Option<Arc<Importance>>,
     /// How activations are rounded for integer weights.
     pub act_quant: ActQuant,
     /// The type of activations: f32 or bf16.
@@ -69,6 +71,7 @@ impl LoadOptions {
             lm_head: None,
             own_formats: false,
             search_scales: true,
+            importance: None,
             act_quant: ActQuant::default(),
             activations,
             kv: activations.into(),
@@ -136,7 +139,7 @@ impl TensorLoader<'_> {
     /// Tests an operator that was just built, if it is the first of its shape.
     pub(crate) fn admit<T: SelfTest>(&mut self, op: T) -> T {
         let (kernels, scratch) = (self.selection.build().kernels(), Scratch::new());
-        self.selection.admit(&OpCx { kernels, par: self.par, scratch: &scratch, profile: None }, op)
+        self.selection.admit(&OpCx { kernels, par: self.par, scratch: &scratch, profile: None, inputs: None }, op)
     }
 
     /// Packs the rows of `roles`, one below the other, into one `[n, k]` matrix.
@@ -150,7 +153,8 @@ impl TensorLoader<'_> {
         let (n, spec) = (parts.last().map_or(0, |p| p.rows.end), spec.into());
         (n, k, spec).hash(&mut self.layout);
         let packed = if spec.format.is_quantised() {
-            self.pack_integers(&parts, n, k, spec)
+            let importance = self.importance(roles);
+            self.pack_integers(&parts, n, k, spec, self.rounding(importance.as_deref()))
         } else {
             PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
                 for (part, own) in overlaps(&parts, &rows) {
@@ -202,6 +206,12 @@ impl TensorLoader<'_> {
     /// The vectors of `roles` where the spec has them.
     pub(crate) fn bias(&self, has: bool, roles: &[Role]) -> Result<Option<Vec<f32>>, ModelError> {
         has.then(|| self.vector(roles)).transpose()
+    }
+
+    /// How much errors of the weights of `roles`, which have one input, count by it.
+    fn importance(&self, roles: &[Role]) -> Option<Vec<f32>> {
+        let importance = self.options.importance.as_ref()?;
+        importance.of(*roles.first()?, self.spec.tied_embeddings)
     }
 
     fn parts(&self, roles: &[Role]) -> Vec<Part> {

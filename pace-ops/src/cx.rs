@@ -2,7 +2,7 @@
 
 use pace_kernels::{ActMut, ActRef, DType, Kernels, MatMut, MatRef, Par, Scratch, ScratchBuf, bf16};
 
-use crate::{Backend, LayerKind, Profile, Span, Work};
+use crate::{Backend, InputSquares, LayerKind, Profile, Span, Work};
 
 /// What goes into every forward: kernels of one ISA tier, the engine's threads and its scratch memory.
 #[derive(Clone, Copy)]
@@ -15,6 +15,8 @@ pub struct OpCx<'a> {
     pub scratch: &'a Scratch,
     /// Where calls are timed, if they are.
     pub profile: Option<&'a Profile>,
+    /// Who sees the inputs of products, if somebody does.
+    pub inputs: Option<&'a InputSquares>,
 }
 
 impl<'a> OpCx<'a> {
@@ -29,11 +31,14 @@ impl<'a> OpCx<'a> {
         self.profile.and_then(|profile| profile.span(operator, backend, work()))
     }
 
-    /// Tells the profile, if there is one, which layer the calls that follow belong to; `index` counts decoder layers
+    /// Tells the profile and who sees the inputs, if they are there, which layer the calls that follow belong to; `index` counts decoder layers
     /// from 0.
     pub fn enter(&self, layer: LayerKind, index: Option<usize>) {
         if let Some(profile) = self.profile {
             profile.enter(layer, index);
+        }
+        if let Some(inputs) = self.inputs {
+            inputs.enter(index);
         }
     }
 

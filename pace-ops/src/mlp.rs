@@ -14,7 +14,7 @@ use self::panels::PanelMlp;
 use crate::choice::ByClass;
 use crate::panels::{PanelGemm, require_panels_for};
 use crate::self_test::{Mismatch, Sample, SelfTest};
-use crate::{Backend, BuildCx, Choice, OpCx, OpDType, OpError, OpShape, Operator, Work};
+use crate::{Backend, BuildCx, Choice, OpCx, OpDType, OpError, OpShape, Operator, Product, Work};
 
 /// The weights of a feed-forward layer: `down(act(gate(x)) * up(x))`, or without a gate `down(act(up(x)))`.
 #[derive(Clone, Debug)]
@@ -117,6 +117,7 @@ impl Mlp {
         let _span = cx.span(Operator::Mlp.name(), backend, || {
             Work::product(self.weights.op_shape(), self.weights.bytes(), x, residual.as_ref())
         });
+        cx.observe(Product::Up, hidden, 0, x);
         built.forward(cx, x, residual);
     }
 }
@@ -149,7 +150,7 @@ impl SelfTest for Mlp {
 
 /// One way to compute a feed-forward layer.
 trait MlpBackend: Send + Sync {
-    /// `residual += mlp(x)`.
+    /// `residual += mlp(x)`. The intermediate rows are shown to [`OpCx::observe`] before they are multiplied.
     fn forward(&self, cx: &OpCx<'_>, x: ActRef<'_>, residual: ActMut<'_>);
 }
 

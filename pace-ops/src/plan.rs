@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn a_slow_backend_is_not_chosen() {
         let (kernels, scratch) = (Kernels::detect(), Scratch::new());
-        let cx = OpCx { kernels, par: Par::seq(), scratch: &scratch, profile: None };
+        let cx = OpCx { kernels, par: Par::seq(), scratch: &scratch, profile: None, inputs: None };
         let build = BuildCx::new(kernels);
         let shape = OpShape::matrix(Operator::Linear, OpDType::F32, 96, 64);
         let slow = |backend: Backend| {
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_wrong_backend_is_not_timed_and_named() {
         let (kernels, scratch) = (Kernels::detect(), Scratch::new());
-        let cx = OpCx { kernels, par: Par::seq(), scratch: &scratch, profile: None };
+        let cx = OpCx { kernels, par: Par::seq(), scratch: &scratch, profile: None, inputs: None };
         let build = BuildCx::new(kernels);
         let shape = OpShape::matrix(Operator::Linear, OpDType::Bf16, 96, 64);
         let candidates =

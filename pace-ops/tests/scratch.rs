@@ -33,7 +33,7 @@ fn peak_scratch_is_that_of_one_unsplit_layer_by_the_chunks_and_a_chunk() {
             };
             let mlp = Mlp::new(&build, weights, Activation::Silu, backend).unwrap();
             let scratch = Scratch::new();
-            let cx = OpCx { kernels, par: Par::seq(), scratch: &scratch, profile: None };
+            let cx = OpCx { kernels, par: Par::seq(), scratch: &scratch, profile: None, inputs: None };
             let x = act(&cx, DType::Bf16, &numbers(2, rows * hidden), rows, hidden);
             let mut residual = act(&cx, DType::Bf16, &numbers(3, rows * hidden), rows, hidden);
             mlp.forward(&cx, x.rows(rows), residual.rows_mut(rows));

@@ -56,6 +56,8 @@ pub struct EngineConfig {
     pub batching: Batching,
     /// Whether operators are timed, for [`EngineHandle::profile`] and [`EngineHandle::trace`].
     pub profile: bool,
+    /// Whether the inputs of all products are summed up, for [`EngineHandle::importance`].
+    pub observe_inputs: bool,
 }
 
 impl EngineConfig {
@@ -107,6 +109,7 @@ impl EngineConfig {
             kv_cache: KvConfig::default(),
             batching: Batching::default(),
             profile: false,
+            observe_inputs: false,
         })
     }
 

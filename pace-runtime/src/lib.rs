@@ -8,6 +8,7 @@ pub mod doctor;
 mod engine;
 mod error;
 pub mod generation_config;
+mod importance;
 mod instance;
 pub mod kv_cache;
 mod loader;

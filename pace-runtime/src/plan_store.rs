@@ -148,7 +148,7 @@ pub fn measure(
     let run = || {
         let (kernels, pool) = (config.kernels()?, config.pool(config.cpus.len())?);
         let (build, scratch) = (config.load.build_cx(kernels), Scratch::new());
-        let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: None };
+        let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: None, inputs: None };
         Plan::measure(&cx, &build, shapes, progress)
             .map_err(|e| out_of_memory(e.bytes as u64, "to measure operators"))
     };

@@ -110,7 +110,7 @@ impl EngineArgs {
         }
         config.numa_memory = self.platform.numa_memory.into();
         config.load.placement.hugepages = self.platform.hugepages.into();
-        self.quant.apply(&mut config.load, self.dtype == WeightChoice::Auto);
+        self.quant.apply(&mut config.load, self.dtype == WeightChoice::Auto)?;
         config.load.mmap = self.mmap;
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);

@@ -1,8 +1,15 @@
 //! Flags that make integers of weights.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use pace_kernels::{ActQuant, WeightFormat};
-use pace_models::LoadOptions;
+use pace_models::{Importance, LoadOptions};
+use pace_runtime::RuntimeError;
+
+use crate::exit::Usage;
 
 /// How weights become integers.
 #[derive(Clone, Debug, Default, Args)]
@@ -18,6 +25,9 @@ pub(crate) struct QuantArgs {
     /// How weights are rounded by --quant.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) quant_rounding: RoundingChoice,
+    /// How much each input counts when weights become int4, as `pace-cli imatrix` collects it [default: all the same].
+    #[arg(long, value_name = "FILE", requires = "quant")]
+    pub(crate) imatrix: Option<PathBuf>,
     /// Scales of activations that multiply integer weights: for each group of 64 inputs (32 for weights of 4 bits), or one a
     /// token, which is faster with --quant int8 and loses more.
     #[arg(long, value_enum, default_value_t)]
@@ -53,7 +63,10 @@ pub(crate) enum ActQuantChoice {
 
 impl QuantArgs {
     /// Puts what the flags say into `load`. `as_stored`: without `--quant`, matrices of integers stay what they are.
-    pub(crate) fn apply(&self, load: &mut LoadOptions, as_stored: bool) {
+    ///
+    /// # Errors
+    /// The file of `--imatrix` cannot be read, or would not be used.
+    pub(crate) fn apply(&self, load: &mut LoadOptions, as_stored: bool) -> Result<()> {
         let float = load.weights;
         let format = |quant| match quant {
             Quant::None => float,
@@ -68,6 +81,22 @@ impl QuantArgs {
             ActQuantChoice::Groups => ActQuant::Groups,
             ActQuantChoice::Token => ActQuant::Token,
         };
+        load.importance = self.importance(load)?;
+        Ok(())
+    }
+
+    /// The file of `--imatrix`, for what `load` is going to quantise.
+    fn importance(&self, load: &LoadOptions) -> Result<Option<Arc<Importance>>> {
+        let Some(path) = &self.imatrix else { return Ok(None) };
+        let unused = |what: &str| Err(Usage(format!("--imatrix {} has no use: {what}", path.display())).into());
+        if !load.search_scales {
+            return unused("--quant-rounding nearest searches for nothing");
+        }
+        let searched = |format: WeightFormat| format.is_4_bit() && format != WeightFormat::Mxfp4;
+        if !searched(load.weights) && !load.lm_head.is_some_and(searched) {
+            return unused("only scales of int4 and int4m are searched for, so give --quant int4 or int4m");
+        }
+        Ok(Some(Arc::new(Importance::open(path).map_err(RuntimeError::from)?)))
     }
 }
 
@@ -110,7 +139,7 @@ mod tests {
     fn what_is_not_asked_for_stays_as_it_is() {
         let load = |args: QuantArgs, as_stored| {
             let mut load = LoadOptions::new(WeightFormat::Bf16, pace_kernels::DType::Bf16);
-            args.apply(&mut load, as_stored);
+            args.apply(&mut load, as_stored).unwrap();
             (load.weights, load.lm_head, load.own_formats)
         };
         assert_eq!(load(QuantArgs::default(), true), (WeightFormat::Bf16, None, true));

@@ -9,6 +9,7 @@ mod chat;
 mod common;
 mod compare;
 mod generate;
+mod imatrix;
 mod kv_cache;
 mod length;
 mod models;

@@ -2,12 +2,13 @@
 
 use super::common::{Call, arg, fixture, pace};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "generate",
     "chat",
     "score",
     "tokenize",
     "detokenize",
+    "imatrix",
     "info",
     "bench",
     "ops",
@@ -32,7 +33,7 @@ fn every_command_has_help_with_an_example() {
 
 #[test]
 fn commands_that_run_a_model_take_the_same_flags() {
-    for command in ["generate", "chat", "score", "bench", "plan"] {
+    for command in ["generate", "chat", "score", "imatrix", "bench", "plan"] {
         let help = pace(&[command, "--help"]).text().to_owned();
         for flag in ["--model", "--dtype", "--kv-dtype", "--threads", "--allow-nonfinite"] {
             assert!(help.contains(flag), "{command} {flag}");

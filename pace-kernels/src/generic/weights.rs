@@ -49,7 +49,9 @@ const ROUND: f32 = 12_582_912.0;
 pub(crate) fn quantize(row: Row<'_>) {
     let Row { scheme, group, search, x, importance, codes, scales, mins } = row;
     for (g, (x, codes)) in x.chunks(group).zip(codes.chunks_mut(group)).enumerate() {
-        let weights = if importance.is_empty() { &[][..] } else { &importance[g * group..][..x.len()] };
+        let weights = importance.get(g * group..g * group + x.len()).unwrap_or_default();
+        // Where nothing counts, every scale would be as good as another.
+        let weights = if weights.iter().all(|&w| w == 0.0) { &[][..] } else { weights };
         match scheme {
             Scheme::Int4 => scales[g] = int4(x, weights, search, codes),
             Scheme::WithMin { top, f16 } => {

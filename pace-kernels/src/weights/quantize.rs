@@ -19,7 +19,7 @@ pub enum Rounding<'a> {
     Nearest,
     /// By the least weighted error among some candidates. 8 bits lose too little for a search.
     Search {
-        /// How much an error of each input counts, `[k]`, not negative; none: all the same.
+        /// How much an error of each input counts, `[k]`, not negative; none, or nothing but 0 in a group: all the same.
         importance: Option<&'a [f32]>,
     },
 }

@@ -70,6 +70,7 @@ impl TensorLoader<'_> {
         n: usize,
         k: usize,
         spec: PackSpec,
+        rounding: Rounding<'_>,
     ) -> Result<PackedWeights, PackError<ModelError>> {
         let own =
             self.options.own_formats && parts.iter().all(|part| self.source.codes(&part.name).is_some());
@@ -81,12 +82,17 @@ impl TensorLoader<'_> {
                 if own {
                     self.read_codes(part, first, k, spec.format, &mut out)?;
                 } else {
-                    self.quantise(part, first, k, spec.format, &mut out)?;
+                    self.quantise(part, first, k, spec.format, rounding, &mut out)?;
                 }
             }
             (self.progress)(out.codes.len());
             Ok(())
         })
+    }
+
+    /// How weights become integers where an error counts by its input as `importance` says.
+    pub(super) const fn rounding<'i>(&self, importance: Option<&'i [f32]>) -> Rounding<'i> {
+        if self.options.search_scales { Rounding::Search { importance } } else { Rounding::Nearest }
     }
 
     /// Rows of a part as the file has them, put back into HF's order where the file permuted them.
@@ -128,17 +134,13 @@ impl TensorLoader<'_> {
         first: usize,
         k: usize,
         format: WeightFormat,
+        rounding: Rounding<'_>,
         out: &mut CodeRows<'_>,
     ) -> Result<(), ModelError> {
         let rows = out.codes.len() / k;
         let mut wide = vec![0.0; ROWS.min(rows) * k];
         let mut decoded = vec![0.0; wide.len()];
         let kernels = self.selection.build().kernels();
-        let rounding = if self.options.search_scales {
-            Rounding::Search { importance: None }
-        } else {
-            Rounding::Nearest
-        };
         for start in (0..rows).step_by(ROWS) {
             let count = ROWS.min(rows - start);
             let wide = &mut wide[..count * k];

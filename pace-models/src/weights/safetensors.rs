@@ -54,7 +54,7 @@ impl SafetensorsSource {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let meta = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?;
         if !meta.is_dir() {
-            return Self::open_files(path.to_path_buf(), vec![path.to_path_buf()]);
+            return Self::open_file(path);
         }
         // A link whose target is gone is there, and its error should say so.
         let holds = |file: &PathBuf| file.symlink_metadata().is_ok();
@@ -70,6 +70,16 @@ impl SafetensorsSource {
         let source = Self::open_files(index, shards)?;
         source.check_index(&listed)?;
         Ok(source)
+    }
+
+    /// Opens one file, whatever it is called.
+    pub(crate) fn open_file(path: &Path) -> Result<Self, ModelError> {
+        Self::open_files(path.to_path_buf(), vec![path.to_path_buf()])
+    }
+
+    /// The string called `key` in `__metadata__` of the first file.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
+        self.tensors.metadata.get(key).map(String::as_str)
     }
 
     fn open_files(root: PathBuf, paths: Vec<PathBuf>) -> Result<Self, ModelError> {

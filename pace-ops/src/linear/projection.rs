@@ -10,7 +10,7 @@ use crate::choice::ByClass;
 use crate::panels::{PanelGemm, require_panels_for};
 use crate::rope::AngleTable;
 use crate::self_test::{Mismatch, Sample, SelfTest};
-use crate::{Backend, BuildCx, Choice, OpCx, OpDType, OpError, OpShape, Operator, Work};
+use crate::{Backend, BuildCx, Choice, OpCx, OpDType, OpError, OpShape, Operator, Product, Work};
 
 /// How a projection's f32 result becomes its output, after the bias was added.
 #[derive(Clone, Copy)]
@@ -88,6 +88,7 @@ impl Projection {
         let _span = cx.span(self.shape.op.name(), backend, || {
             Work::product(self.shape, self.weights.bytes(), a, out.as_ref())
         });
+        cx.observe(Product::of(self.shape.op), k, 0, a);
         built.forward(cx, a, self.bias.as_deref(), out, finish);
     }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use pace_kernels::{ActMut, ActQuant, ActRef, Activation, Epilogue, GemmCx, MatMut, MatRef};
 
 use super::{MlpBackend, MlpWeights};
-use crate::{BuildCx, OpCx};
+use crate::{BuildCx, OpCx, Product};
 
 /// A block has at least so many rows, so that each weight that is read serves them all.
 const MIN_ROWS: usize = 64;
@@ -90,6 +90,7 @@ impl ImbpsMlp {
             let len = chunk.min(ffn - start);
             let mut inner = cx.act(x.dtype(), rows, len);
             self.up(cx, &gemm, x, start, inner.view_mut());
+            cx.observe(Product::Down, ffn, start, inner.view());
             let down = w.down.slice(0..hidden, start..start + len);
             let (first, last) = (start == 0, start + len == ffn);
             if first && last {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pace_kernels::{ActMut, ActRef, Activation, Kernels, MatMut, MatRef};
 
 use super::{MlpBackend, MlpWeights};
-use crate::OpCx;
+use crate::{OpCx, Product};
 use crate::cx::store_row;
 use crate::linear::{Finish, LinearBackend, NativeMatrix};
 
@@ -78,6 +78,7 @@ impl MlpBackend for NativeMlp {
     fn forward(&self, cx: &OpCx<'_>, x: ActRef<'_>, residual: ActMut<'_>) {
         let mut inner = cx.act(x.dtype(), x.rows(), self.weights.ffn());
         self.up(cx, x, inner.view_mut());
+        cx.observe(Product::Down, self.weights.ffn(), 0, inner.view());
         self.down.forward(cx, inner.view(), self.weights.down_bias.as_deref(), residual, Finish::Residual);
     }
 }

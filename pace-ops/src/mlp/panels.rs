@@ -5,8 +5,8 @@ use std::sync::Arc;
 use pace_kernels::{ActMut, ActRef, Activation, Epilogue};
 
 use super::{MlpBackend, MlpWeights};
-use crate::OpCx;
 use crate::panels::PanelGemm;
+use crate::{OpCx, Product};
 
 pub(super) struct PanelMlp {
     gemm: PanelGemm,
@@ -27,6 +27,7 @@ impl MlpBackend for PanelMlp {
         let up =
             Epilogue { bias: w.up_bias.as_deref(), activation: Some(self.activation), ..Epilogue::default() };
         self.gemm.run(cx, x, &w.up, inner.view_mut(), &up);
+        cx.observe(Product::Down, w.ffn(), 0, inner.view());
         let down = Epilogue { bias: w.down_bias.as_deref(), accumulate: true, ..Epilogue::default() };
         self.gemm.run(cx, inner.view(), &w.down, residual, &down);
     }

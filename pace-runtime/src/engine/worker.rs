@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use pace_kernels::{Pool, Scratch};
 use pace_models::{DecoderSpec, Model, WeightMemory};
-use pace_ops::{OpCx, Profile};
+use pace_ops::{InputSquares, OpCx, Profile};
 
 use super::{EngineConfig, EngineInfo, LoadProgress, Message, Ready};
 use crate::metrics::Counters;
@@ -78,9 +78,11 @@ fn serve(
 ) {
     let scratch = Scratch::new();
     let profile = config.profile.then(Profile::new);
+    let inputs = config.observe_inputs.then(InputSquares::new);
     let kernels = model.selection().build().kernels();
+    let (profile, inputs) = (profile.as_ref(), inputs.as_ref());
     let [prefill, decode] = [&pools.prefill, pools.decode.as_ref().unwrap_or(&pools.prefill)]
-        .map(|pool| OpCx { kernels, par: pool.par(), scratch: &scratch, profile: profile.as_ref() });
+        .map(|pool| OpCx { kernels, par: pool.par(), scratch: &scratch, profile, inputs });
     while !stopping.load(Ordering::Relaxed) {
         if scheduler.is_idle() {
             let Ok(message) = messages.recv() else { return };
@@ -92,7 +94,7 @@ fn serve(
         if scheduler.is_idle() {
             continue;
         }
-        let span = profile.as_ref().map(Profile::step);
+        let span = profile.map(Profile::step);
         match catch_unwind(AssertUnwindSafe(|| scheduler.step(model, &prefill, &decode))) {
             Ok(true) => {}
             Ok(false) => {

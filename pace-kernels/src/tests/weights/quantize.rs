@@ -149,6 +149,19 @@ fn what_is_important_is_kept() {
 }
 
 #[test]
+fn a_group_in_which_nothing_counts_is_rounded_as_if_all_did() {
+    let k = 96;
+    let mut importance = vec![1.0; k];
+    importance[32..64].fill(0.0);
+    let w = weights(3, 4 * k);
+    for format in [WeightFormat::Int4(32), WeightFormat::Int4Min(32)] {
+        let search = Rounding::Search { importance: Some(&importance) };
+        let aware = quantize(&Kernels::detect(), format, k, &w, search);
+        assert_eq!(aware.bits(), quantize(&Kernels::detect(), format, k, &w, SEARCH).bits(), "{format}");
+    }
+}
+
+#[test]
 fn nothing_and_what_is_not_finite() {
     for (kernels, format) in
         tiers().flat_map(|kernels| quantised().into_iter().map(move |format| (kernels, format)))

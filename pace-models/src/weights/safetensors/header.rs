@@ -4,7 +4,7 @@
 //! The JSON is parsed from a stream and never held, so that what stays in memory is what [`Tensors`] keeps: below
 //! 16 MiB for the longest legal header.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
@@ -34,6 +34,8 @@ pub(super) struct Tensors {
     pub(super) infos: Vec<TensorInfo>,
     /// Where each of `infos` lies.
     pub(super) places: Vec<Place>,
+    /// `__metadata__` of the first file.
+    pub(super) metadata: BTreeMap<String, String>,
 }
 
 /// Where the data of one tensor lies.
@@ -160,7 +162,11 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
                 if std::mem::replace(&mut has_metadata, true) {
                     return Err(de::Error::custom("`__metadata__` appears twice"));
                 }
-                map.next_value::<Metadata>()?;
+                let Metadata(metadata) = map.next_value()?;
+                // Of one file alone, so that many of them do not add up in memory.
+                if self.shard == 0 {
+                    self.tensors.metadata = metadata;
+                }
                 continue;
             }
             if self.tensors.infos.len() == MAX_TENSORS {
@@ -332,8 +338,8 @@ impl<'de> Visitor<'de> for ShapeVisitor {
     }
 }
 
-/// `__metadata__`: strings by name, checked and dropped.
-struct Metadata;
+/// `__metadata__`: strings by name.
+struct Metadata(BTreeMap<String, String>);
 
 impl<'de> de::Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -351,39 +357,19 @@ impl<'de> Visitor<'de> for MetadataVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
-        let mut seen = HashSet::new();
+        let mut all = BTreeMap::new();
         while let Some(Name(key)) = map.next_key()? {
-            map.next_value::<AnyString>()?;
-            if seen.len() == MAX_METADATA {
+            let value = map.next_value()?;
+            if all.len() == MAX_METADATA {
                 return Err(de::Error::custom(format!(
                     "`__metadata__` has more than {MAX_METADATA} entries"
                 )));
             }
-            if let Some(Name(key)) = seen.replace(Name(key)) {
+            if all.contains_key(&key) {
                 return Err(de::Error::custom(format!("`__metadata__` has `{key}` twice")));
             }
+            all.insert(key, value);
         }
-        Ok(Metadata)
-    }
-}
-
-/// A string of any length, not kept.
-struct AnyString;
-
-impl<'de> de::Deserialize<'de> for AnyString {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Self)
-    }
-}
-
-impl Visitor<'_> for AnyString {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
-    }
-
-    fn visit_str<E: de::Error>(self, _: &str) -> Result<Self, E> {
-        Ok(self)
+        Ok(Metadata(all))
     }
 }
