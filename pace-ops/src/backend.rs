@@ -231,12 +231,12 @@ impl OpDType {
         }
     }
 
-    /// The type of cached keys and values that it stands for in an attention's shape.
+    /// The type of cached keys and values that it stands for in an attention's shape, which has none of 4 bits.
     pub(crate) const fn kv(self) -> KvDType {
         match self {
             Self::F32 => KvDType::F32,
             Self::Bf16 => KvDType::Bf16,
-            Self::Int8 => KvDType::Int8,
+            Self::Int8 | Self::Int4 => KvDType::Int8,
         }
     }
 }
