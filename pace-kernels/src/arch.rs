@@ -44,6 +44,18 @@ macro_rules! shims {
             generic::quantize::groups($token, src, out);
         }
         $(#[$attr])?
+        fn rotate(row: &mut [f32]) {
+            generic::rotate::rotate(row);
+        }
+        $(#[$attr])?
+        fn quantize_rotated_f32(src: &[f32], out: generic::rotate::Out<'_>) {
+            generic::rotate::quantize($token, src, out);
+        }
+        $(#[$attr])?
+        fn quantize_rotated_bf16(src: &[bf16], out: generic::rotate::Out<'_>) {
+            generic::rotate::quantize($token, src, out);
+        }
+        $(#[$attr])?
         fn quantize_weights(row: generic::weights::Row<'_>) {
             generic::weights::quantize(row);
         }
@@ -165,6 +177,9 @@ macro_rules! shims {
             norm_quantize,
             quantize_f32,
             quantize_bf16,
+            rotate,
+            quantize_rotated_f32,
+            quantize_rotated_bf16,
             quantize_weights,
             rope_half,
             rope_interleaved,

@@ -420,7 +420,7 @@ impl Product<'_> {
         let part = |start: usize| if bias.is_empty() { bias } else { &bias[start..][..cols.len()] };
         let paired = self.panels.paired;
         RowEpilogue {
-            scales: if self.panels.format == WeightFormat::Int8 { scales } else { &[] },
+            scales: if self.panels.format.is_per_output() { scales } else { &[] },
             half: self.panels.result_width(),
             paired,
             bias: part(cols.start),

@@ -17,6 +17,7 @@ pub(crate) mod norm;
 pub(crate) mod probe;
 pub(crate) mod quantize;
 pub(crate) mod rope;
+pub(crate) mod rotate;
 pub(crate) mod softmax;
 pub(crate) mod tile;
 pub(crate) mod unpack;

@@ -3,7 +3,8 @@
 use half::bf16;
 
 use crate::generic::quantize::Out;
-use crate::{DType, Element, Kernels};
+use crate::generic::rotate;
+use crate::{ActRef, DType, Element, Kernels};
 
 impl Kernels {
     /// Quantises a row in groups of `group` elements, the last of which may be shorter:
@@ -35,6 +36,36 @@ impl Kernels {
             // SAFETY: the CPU has this table's tier.
             DType::Bf16 => unsafe { (self.table().quantize_bf16)(bytemuck::cast_slice::<E, bf16>(src), out) },
             DType::F16 => panic!("activations are f32 or bf16, not f16"),
+        }
+    }
+}
+
+impl Kernels {
+    /// Rotates a row in blocks of 64 elements, the last ones of 16, 4 and 1: each becomes its product with the orthogonal
+    /// Hadamard matrix of that size. Twice is nothing. The same bits on every tier.
+    pub fn rotate(&self, row: &mut [f32]) {
+        // SAFETY: the CPU has this table's tier.
+        unsafe { (self.table().rotate)(row) }
+    }
+
+    /// Rotates and quantises row `i` of `a`, which stays as it is: a scale for each 64 elements, or one for the row.
+    pub(crate) fn quantize_rotated(&self, a: ActRef<'_>, i: usize, out: rotate::Out<'_>) {
+        let groups = a.cols().div_ceil(out.group);
+        assert!(
+            out.group.is_multiple_of(rotate::BLOCK) && (out.one_scale || out.group == rotate::BLOCK),
+            "groups of {} rotated elements",
+            out.group
+        );
+        assert!(
+            out.values.len() == a.cols() && out.scales.len() == groups && out.sums.len() == groups,
+            "values, scales and sums of {} elements",
+            a.cols()
+        );
+        match a {
+            // SAFETY: the CPU has this table's tier.
+            ActRef::F32(a) => unsafe { (self.table().quantize_rotated_f32)(a.row(i), out) },
+            // SAFETY: the CPU has this table's tier.
+            ActRef::Bf16(a) => unsafe { (self.table().quantize_rotated_bf16)(a.row(i), out) },
         }
     }
 }

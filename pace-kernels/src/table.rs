@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use crate::attention::AttentionTiles;
 use crate::gemm::epilogue::{RowEpilogue, RowMut};
 use crate::gemm::tile::{MAX_ROWS, TileArgs, TileKind};
-use crate::generic::{quantize, weights};
+use crate::generic::{quantize, rotate, weights};
 use crate::{ActMut, ActRef, Activation, DType, Isa, MatRef, RowNorm, arch};
 
 /// The kernels of one instruction-set tier.
@@ -79,6 +79,9 @@ pub(crate) struct Table {
     pub(crate) norm_quantize: unsafe fn(&RowNorm<'_>, ActRef<'_>, DType, &mut [f32], quantize::Out<'_>),
     pub(crate) quantize_f32: unsafe fn(&[f32], quantize::Out<'_>),
     pub(crate) quantize_bf16: unsafe fn(&[bf16], quantize::Out<'_>),
+    pub(crate) rotate: unsafe fn(&mut [f32]),
+    pub(crate) quantize_rotated_f32: unsafe fn(&[f32], rotate::Out<'_>),
+    pub(crate) quantize_rotated_bf16: unsafe fn(&[bf16], rotate::Out<'_>),
     pub(crate) quantize_weights: unsafe fn(weights::Row<'_>),
     pub(crate) rope_half: unsafe fn(&mut [f32], usize, &[f32], &[f32]),
     pub(crate) rope_interleaved: unsafe fn(&mut [f32], usize, &[f32], &[f32]),

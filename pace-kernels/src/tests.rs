@@ -16,6 +16,7 @@ mod norm;
 mod pool;
 #[cfg(unix)]
 mod quantize;
+mod rotate;
 mod select;
 mod softmax;
 mod weights;

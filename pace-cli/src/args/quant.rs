@@ -15,11 +15,11 @@ use crate::exit::Usage;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct QuantArgs {
-    /// Quantise weights while they are loaded: int8, int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or
+    /// Quantise weights while they are loaded: int8 (a scale an output, inputs rotated in blocks), int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or
     /// none. Groups are 32, 64 or 128 inputs with a scale of their own; int4 is int4:32 [default: as the files have them].
     #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
     pub(crate) quant: Option<Quant>,
-    /// The same for embedding and LM head [default: as --quant; int8:64 where that has 4 bits].
+    /// The same for embedding and LM head [default: as --quant; int8 where that has 4 bits].
     #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
     pub(crate) quant_lm_head: Option<Quant>,
     /// How weights are rounded by --quant.
@@ -74,7 +74,7 @@ impl QuantArgs {
         };
         load.own_formats = as_stored && self.quant.is_none();
         load.weights = self.quant.map_or(float, format);
-        let head = load.weights.is_4_bit().then_some(WeightFormat::Int8Group(64));
+        let head = load.weights.is_4_bit().then_some(WeightFormat::Int8Rotated);
         load.lm_head = self.quant_lm_head.map(format).or(head);
         load.search_scales = self.quant_rounding == RoundingChoice::Search;
         load.act_quant = match self.act_quant {
@@ -88,7 +88,8 @@ impl QuantArgs {
     /// The file of `--imatrix`, for what `load` is going to quantise.
     fn importance(&self, load: &LoadOptions) -> Result<Option<Arc<Importance>>> {
         let Some(path) = &self.imatrix else { return Ok(None) };
-        let unused = |what: &str| Err(Usage(format!("--imatrix {} has no use: {what}", path.display())).into());
+        let unused =
+            |what: &str| Err(Usage(format!("--imatrix {} has no use: {what}", path.display())).into());
         if !load.search_scales {
             return unused("--quant-rounding nearest searches for nothing");
         }
@@ -104,6 +105,7 @@ impl QuantArgs {
 pub(super) fn quant_format(name: &str) -> Result<Quant, String> {
     match name.to_ascii_lowercase().as_str() {
         "none" => Ok(Quant::None),
+        "int8" => Ok(Quant::Format(WeightFormat::Int8Rotated)),
         "int4" => Ok(Quant::Format(WeightFormat::Int4(32))),
         "int4m" => Ok(Quant::Format(WeightFormat::Int4Min(32))),
         lower => match lower.parse::<WeightFormat>() {
@@ -128,7 +130,7 @@ mod tests {
         assert_eq!(quant_format("none"), Ok(Quant::None));
         assert_eq!(format("int4"), Some(WeightFormat::Int4(32)));
         assert_eq!(format("INT4:128"), Some(WeightFormat::Int4(128)));
-        assert_eq!(format("int8"), Some(WeightFormat::Int8));
+        assert_eq!(format("int8"), Some(WeightFormat::Int8Rotated));
         assert_eq!(format("int8:64"), Some(WeightFormat::Int8Group(64)));
         for wrong in ["bf16", "int4:16", "int8:48", "int2", ""] {
             assert!(quant_format(wrong).unwrap_err().contains("int4:G"), "{wrong}");
@@ -145,7 +147,7 @@ mod tests {
         assert_eq!(load(QuantArgs::default(), true), (WeightFormat::Bf16, None, true));
         assert_eq!(load(QuantArgs::default(), false), (WeightFormat::Bf16, None, false));
         let int4 = QuantArgs { quant: Some(Quant::Format(WeightFormat::Int4(64))), ..QuantArgs::default() };
-        let head = Some(WeightFormat::Int8Group(64));
+        let head = Some(WeightFormat::Int8Rotated);
         assert_eq!(load(int4.clone(), true), (WeightFormat::Int4(64), head, false));
         let none = QuantArgs { quant_lm_head: Some(Quant::None), ..int4 };
         assert_eq!(load(none, true), (WeightFormat::Int4(64), Some(WeightFormat::Bf16), false));

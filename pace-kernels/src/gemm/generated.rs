@@ -106,13 +106,11 @@ impl Product<'_> {
     fn operands(&self) -> Result<Operands, JitError> {
         match (self.form.kind, self.panels.format) {
             (TileKind::Bf16, _) => Ok(Operands::Bf16),
-            (TileKind::Int8, format @ (WeightFormat::Int8 | WeightFormat::Int8Group(_))) => {
-                Ok(Operands::Int8 {
-                    group_steps: self.form.group / 4,
-                    weight_scales: matches!(format, WeightFormat::Int8Group(_)),
-                    streamed: self.blocking.is_skinny(),
-                })
-            }
+            (TileKind::Int8, format) if !format.has_min() && !format.is_4_bit() => Ok(Operands::Int8 {
+                group_steps: self.form.group / 4,
+                weight_scales: matches!(format, WeightFormat::Int8Group(_)),
+                streamed: self.blocking.is_skinny(),
+            }),
             (TileKind::F32 | TileKind::Int8, format) => Err(JitError::Format(format)),
         }
     }
@@ -126,7 +124,7 @@ impl Product<'_> {
         let e = self.epilogue;
         TileEpilogue {
             cols,
-            scaled: self.panels.format == WeightFormat::Int8,
+            scaled: self.panels.format.is_per_output(),
             bias: e.bias.is_some(),
             activation: e.activation,
             paired: self.panels.paired,

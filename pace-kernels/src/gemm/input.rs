@@ -4,6 +4,7 @@ use half::bf16;
 
 use super::ActQuant;
 use super::tile::TileKind;
+use crate::generic::rotate::Out;
 use crate::weights::Panels;
 use crate::{ActRef, Kernels, MatMut, Par, WeightFormat};
 
@@ -33,6 +34,8 @@ pub(super) struct Form {
     pub(super) group: usize,
     /// Int8: whether a row has one scale only.
     per_token: bool,
+    /// Int8: whether rows are rotated as the weights are.
+    rotated: bool,
 }
 
 impl Form {
@@ -49,7 +52,13 @@ impl Form {
             WeightFormat::Bf16 => TileKind::Bf16,
             _ => TileKind::Int8,
         };
-        Self { kind, steps: panels.steps(), group, per_token }
+        Self {
+            kind,
+            steps: panels.steps(),
+            group,
+            per_token,
+            rotated: panels.format == WeightFormat::Int8Rotated,
+        }
     }
 
     /// By how many bits a group of weights is larger than one of activations.
@@ -118,7 +127,13 @@ impl Form {
             ActRef::F32(a) => kernels.quantize_groups(a.row(i), group, q, scales, sums),
             ActRef::Bf16(a) => kernels.quantize_groups(a.row(i), group, q, scales, sums),
         };
-        if self.per_token && !q.is_empty() {
+        if self.rotated {
+            kernels.quantize_rotated(
+                a,
+                i,
+                Out { group: self.group, one_scale: self.per_token, values: q, scales, sums: offsets },
+            );
+        } else if self.per_token && !q.is_empty() {
             let (mut scale, mut sum) = ([0.0], [0]);
             quantize(q.len(), q, &mut scale, &mut sum);
             scales.fill(scale[0]);

@@ -42,6 +42,13 @@ fn product_on(kernels: &Kernels, par: Par<'_>, a: &[f32], w: &PackedWeights, qua
 
 /// The activations as the kernel sees them.
 fn seen(format: WeightFormat, quant: ActQuant, a: &[f32], k: usize) -> Vec<f64> {
+    if format == WeightFormat::Int8Rotated {
+        let mut rotated = a.to_vec();
+        rotated.chunks_mut(k).for_each(|row| Kernels::detect().rotate(row));
+        let mut back = seen(WeightFormat::Int8, quant, &rotated, k);
+        back.chunks_mut(k).for_each(super::rotate::rotate);
+        return back;
+    }
     let rows = a.chunks(k);
     match format {
         WeightFormat::F32 | WeightFormat::F16 => a.iter().map(|&x| f64::from(x)).collect(),
@@ -76,7 +83,12 @@ fn reference(a: &[f64], w: &PackedWeights) -> Vec<(f64, f64)> {
         .collect();
     let dot = |a: &[f64], w: &[f32]| {
         let largest = w.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
-        let parts = if format.has_min() { 4.0 * f64::from(largest) } else { 0.0 };
+        // A rotation makes an element 8 times as large at the most.
+        let parts = match format {
+            WeightFormat::Int8Rotated => 16.0 * f64::from(largest),
+            _ if format.has_min() => 4.0 * f64::from(largest),
+            _ => 0.0,
+        };
         a.iter().zip(w).fold((0.0, 0.0), |(sum, magnitude), (a, &w)| {
             let product = a * f64::from(w);
             (sum + product, magnitude + product.abs().max(a.abs() * parts))

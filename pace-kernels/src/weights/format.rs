@@ -19,6 +19,9 @@ pub enum WeightFormat {
     Bf16,
     /// 1 byte a weight, symmetric in [-127, 127], with one f32 scale an output. Panels only.
     Int8,
+    /// As `Int8`, of rows that are rotated in blocks of 64 inputs, as their activations are then: a large element is spread
+    /// over its block, and int8 loses a third or less.
+    Int8Rotated,
     /// As `Int8`, with one f32 scale for each group of so many consecutive inputs of an output: 16, 32,
     /// 64, 128 or 256.
     Int8Group(usize),
@@ -36,11 +39,12 @@ pub enum WeightFormat {
 
 impl WeightFormat {
     /// Every format, groups of 64 for those that have groups.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
         Self::Int8,
+        Self::Int8Rotated,
         Self::Int8Group(64),
         Self::Int8Min(32),
         Self::Int4(32),
@@ -54,7 +58,7 @@ impl WeightFormat {
         match self {
             Self::F32 => weights * size_of::<f32>(),
             Self::F16 | Self::Bf16 => weights * size_of::<bf16>(),
-            Self::Int8 => weights,
+            Self::Int8 | Self::Int8Rotated => weights,
             Self::Int8Group(group) => weights + weights / group * size_of::<f32>(),
             Self::Int8Min(group) => weights + weights / group * 2 * size_of::<f32>(),
             Self::Int4(group) => weights / 2 + weights / group * size_of::<f16>(),
@@ -70,7 +74,7 @@ impl WeightFormat {
                 Some(group)
             }
             Self::Mxfp4 => Some(MX_GROUP),
-            Self::F32 | Self::F16 | Self::Bf16 | Self::Int8 => None,
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Int8 | Self::Int8Rotated => None,
         }
     }
 
@@ -84,6 +88,11 @@ impl WeightFormat {
         !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
+    /// Whether each output has one scale.
+    pub(crate) const fn is_per_output(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int8Rotated)
+    }
+
     /// Whether two weights share a byte.
     pub const fn is_4_bit(self) -> bool {
         matches!(self, Self::Int4(_) | Self::Int4Min(_) | Self::Mxfp4)
@@ -92,7 +101,7 @@ impl WeightFormat {
     /// The code of the weight 0 in a format without minimum: codes are unsigned.
     pub const fn zero(self) -> u8 {
         match self {
-            Self::Int8 | Self::Int8Group(_) => 128,
+            Self::Int8 | Self::Int8Rotated | Self::Int8Group(_) => 128,
             Self::Int4(_) => 8,
             _ => 0,
         }
@@ -132,6 +141,7 @@ impl fmt::Display for WeightFormat {
             Self::F16 => f.pad("f16"),
             Self::Bf16 => f.pad("bf16"),
             Self::Int8 => f.pad("int8"),
+            Self::Int8Rotated => f.pad("int8r"),
             Self::Int8Group(group) => f.pad(&format!("int8:{group}")),
             Self::Int8Min(group) => f.pad(&format!("int8m:{group}")),
             Self::Int4(group) => f.pad(&format!("int4:{group}")),
@@ -144,7 +154,7 @@ impl fmt::Display for WeightFormat {
 /// No weight format has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown weight format `{0}`; known: f32, f16, bf16, int8, int8:G and int8m:G (G 16, 32, 64, 128, 256), int4:G and \
+    "unknown weight format `{0}`; known: f32, f16, bf16, int8, int8r, int8:G and int8m:G (G 16, 32, 64, 128, 256), int4:G and \
      int4m:G (G 32, 64, 128), mxfp4"
 )]
 pub struct UnknownWeightFormat(pub String);

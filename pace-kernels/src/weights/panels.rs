@@ -74,7 +74,7 @@ impl Panels {
     /// Scales of a panel that lie behind its steps, minima included.
     pub(crate) const fn scales(&self) -> usize {
         match self.format {
-            WeightFormat::Int8 => self.width,
+            WeightFormat::Int8 | WeightFormat::Int8Rotated => self.width,
             WeightFormat::Int8Group(_) | WeightFormat::Int8Min(_) => {
                 self.k.div_ceil(self.group()) * self.group_scales()
             }
@@ -257,7 +257,12 @@ impl Panels {
                 });
             }
             _ if self.format.is_4_bit() => self.load_records(column, panel, out),
-            _ => self.load_int8(column, panel, scales, out),
+            _ => {
+                self.load_int8(column, panel, scales, out);
+                if self.format == WeightFormat::Int8Rotated {
+                    out.chunks_exact_mut(self.k).for_each(|row| kernels.rotate(row));
+                }
+            }
         }
     }
 

@@ -8,8 +8,9 @@
 //! Source: the idea of the importance matrix and of the fit is that of llama.cpp's k-quants.
 
 use super::{CodeRows, WeightFormat};
-use crate::Kernels;
+use crate::generic::rotate;
 use crate::generic::weights::{Row, Scheme};
+use crate::{ActRef, Kernels, MatRef};
 
 /// How the scale of a group is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -58,7 +59,11 @@ impl Kernels {
             let codes = &mut out.codes[i * k..(i + 1) * k];
             let scales = &mut out.scales[i * groups..(i + 1) * groups];
             let Some(scheme) = scheme(format) else {
-                self.int8_row(group, row, codes, scales);
+                if format == WeightFormat::Int8Rotated {
+                    self.rotated_row(row, codes, scales);
+                } else {
+                    self.int8_row(group, row, codes, scales);
+                }
                 continue;
             };
             let mins = out.mins.get_mut(i * groups..(i + 1) * groups).unwrap_or_default();
@@ -73,6 +78,14 @@ impl Kernels {
     fn int8_row(&self, group: usize, row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
         let mut sums = vec![0; scales.len()];
         self.quantize_groups(row, group, bytemuck::cast_slice_mut(codes), scales, &mut sums);
+        codes.iter_mut().for_each(|code| *code ^= 0x80);
+    }
+
+    fn rotated_row(&self, row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
+        let group = row.len().next_multiple_of(rotate::BLOCK);
+        let values = bytemuck::cast_slice_mut(codes);
+        let out = rotate::Out { group, one_scale: true, values, scales, sums: &mut [0] };
+        self.quantize_rotated(ActRef::F32(MatRef::new(row, 1, row.len())), 0, out);
         codes.iter_mut().for_each(|code| *code ^= 0x80);
     }
 }
