@@ -17,8 +17,8 @@ struct Case {
     panels: Panels,
     rows: usize,
     records: Guarded<u8>,
-    /// `[rows][steps]`.
-    a: Guarded<u32>,
+    /// `[rows][k]`.
+    a: Guarded<i8>,
     /// `[rows][groups]`, both.
     a_scales: Guarded<f32>,
     a_offsets: Guarded<i32>,
@@ -35,7 +35,7 @@ impl Case {
             panels,
             rows,
             records: Guarded::new(flush, &records(&panels)),
-            a: Guarded::new(flush, &values.chunks(4).map(bytemuck::pod_read_unaligned).collect::<Vec<_>>()),
+            a: Guarded::new(flush, &values),
             a_scales: Guarded::new(flush, &noise_vec(2, rows * k / GROUP)),
             a_offsets: Guarded::new(flush, &offsets),
         }
@@ -104,7 +104,8 @@ fn records(panels: &Panels) -> Vec<u8> {
         WeightFormat::Mxfp4 => bf16::from_f32(x).to_bits(),
         _ => f16::from_f32(x).to_bits(),
     };
-    let mut bytes: Vec<u8> = noise_vec(3, panels.bytes().unwrap()).iter().map(|x| (x.to_bits() >> 3) as u8).collect();
+    let mut bytes: Vec<u8> =
+        noise_vec(3, panels.bytes().unwrap()).iter().map(|x| (x.to_bits() >> 3) as u8).collect();
     let head = 2 * panels.group_scales();
     for (record, seed) in bytes.chunks_exact_mut(panels.record_bytes()).zip(4..) {
         let scales: Vec<u16> = noise_vec(seed, panels.group_scales()).iter().map(stored).collect();
@@ -115,18 +116,28 @@ fn records(panels: &Panels) -> Vec<u8> {
 
 #[test]
 fn packed_and_unpacked_weights_give_the_same_bits() {
-    let formats = [32, 64, 128].into_iter().flat_map(|group| [WeightFormat::Int4(group), WeightFormat::Int4Min(group)]);
+    let formats =
+        [32, 64, 128].into_iter().flat_map(|group| [WeightFormat::Int4(group), WeightFormat::Int4Min(group)]);
     for format in formats.chain([WeightFormat::Mxfp4]) {
         for (rows, width) in (1..=8).flat_map(|rows| [(rows, 32), (rows, 64)]) {
-            for (groups, flush) in [1, 2, 5].into_iter().flat_map(|groups| Flush::BOTH.map(|flush| (groups, flush))) {
+            for (groups, flush) in
+                [1, 2, 5].into_iter().flat_map(|groups| Flush::BOTH.map(|flush| (groups, flush)))
+            {
                 let case = Case::new(format, rows, width, groups, flush);
-                for (kernels, resume) in tiers().flat_map(|kernels| [false, true].map(|resume| (kernels, resume))) {
-                    let before = if resume { noise_vec(9, rows * width) } else { vec![f32::NAN; rows * width] };
+                for (kernels, resume) in
+                    tiers().flat_map(|kernels| [false, true].map(|resume| (kernels, resume)))
+                {
+                    let before =
+                        if resume { noise_vec(9, rows * width) } else { vec![f32::NAN; rows * width] };
                     let (mut got, mut want) = (Guarded::new(flush, &before), before);
                     case.packed(&kernels, &mut got, resume);
                     case.unpacked(&kernels, &mut want, resume);
                     let bits = |sums: &[f32]| sums.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>();
-                    assert_eq!(bits(&got), bits(&want), "{kernels:?} {format} {rows} x {width}, {groups} groups");
+                    assert_eq!(
+                        bits(&got),
+                        bits(&want),
+                        "{kernels:?} {format} {rows} x {width}, {groups} groups"
+                    );
                     assert!(want.iter().all(|sum| sum.is_finite()));
                 }
             }
