@@ -337,16 +337,19 @@ impl Product<'_> {
             }
         }
         let (share, lines) = self.prefetch(steps, task.rows.len());
-        // After the last block comes the first one of the next panel.
-        let next = if steps.end < self.panels.steps() {
-            t.w.wrapping_add(block.steps.len())
-        } else {
-            task.weights.as_ptr().wrapping_add(self.w.panel_stride())
-        };
         // Tiles start at multiples of 6, but for the last one, which may start one or two rows before.
-        t.prefetch = next.wrapping_add(first.div_ceil(MAX_ROWS) * share);
+        t.prefetch = self.next_block(task, steps, block).wrapping_add(first.div_ceil(MAX_ROWS) * share);
         t.prefetch_lines = lines;
         Some(t)
+    }
+
+    /// What is read after a block of steps; after the last one, the first one of the next panel.
+    fn next_block(&self, task: &Task<'_>, steps: &Range<usize>, block: Block<'_>) -> *const u8 {
+        if steps.end < self.panels.steps() {
+            block.steps.as_ptr().wrapping_add(block.steps.len())
+        } else {
+            task.weights.as_ptr().wrapping_add(self.w.panel_stride())
+        }
     }
 
     /// Bytes of the next block of steps that a tile prefetches, and lines of them for each round: the tiles

@@ -12,7 +12,7 @@
 // The loops run over registers, which indices name.
 #![allow(clippy::needless_range_loop)]
 
-use super::tile::{scale_and_sum, sums_at};
+use super::tile::{add_group, clear, offsets};
 use crate::gemm::tile::{Dots, MAX_4_BIT_ROWS, PREFETCH_STEPS, TileArgs};
 
 /// Lines of a panel that a group of activations multiplies: of 8 inputs each.
@@ -45,11 +45,11 @@ pub(crate) unsafe fn tile<L: Dots>(lanes: L, t: &TileArgs) {
 #[inline(always)]
 unsafe fn rows<L: Dots, const R: usize>(lanes: L, t: &TileArgs) {
     let wide = R <= 2 && t.width >= 4 * L::LANES;
-    // SAFETY: passed on to the caller; 4 vectors divide a panel that has as many. There are R rows of sums.
+    // SAFETY: passed on to the caller; 4 vectors divide a panel that has as many, 2 any.
     unsafe {
         if !t.resume {
-            for r in 0..R {
-                t.sums.add(r * t.sums_stride).write_bytes(0, t.width);
+            for column in (0..t.width).step_by(2 * L::LANES) {
+                clear::<L, R, 2>(lanes, t, column);
             }
         }
         match (t.four_bits.is_e2m1, t.has_min, wide) {
@@ -106,31 +106,19 @@ unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool, const
     group: usize,
     column: usize,
 ) {
-    let mut acc = [[lanes.zero(); N]; R];
-    // SAFETY: `sums` holds R rows of the panel's width, `a` R rows of the steps; scales and offsets are there for every row
-    // and group.
+    let shift = if E2M1 { 0 } else { 4 };
+    // SAFETY: the caller's promises are those of each call; `a` has R rows of the steps.
     unsafe {
-        if !MIN {
-            for r in 0..R {
-                let offset = *t.a_offsets.add(r * t.a_groups + group);
-                acc[r] = [lanes.splat_i32(if E2M1 { offset } else { offset >> 4 }); N];
-            }
-        }
+        let mut acc = if MIN { [[lanes.zero(); N]; R] } else { offsets(lanes, t, group, shift) };
         // Several rows, unrolled over all lines, are spilled.
         let count = if R == 1 { LINES } else { t.group_steps / 2 };
         for i in 0..count {
-            let (mut low, mut high) = ([lanes.zero(); N], [lanes.zero(); N]);
-            for v in 0..N {
-                let packed = lanes.load(lines.add((i * t.width + column + v * L::LANES) * 4));
-                (low[v], high[v]) = (lanes.low_nibbles(packed), lanes.high_nibbles(packed));
-                if E2M1 {
-                    (low[v], high[v]) = (lanes.look_up(table, low[v]), lanes.look_up(table, high[v]));
-                }
-            }
+            let line = lines.add((i * t.width + column) * 4);
+            let (low, high) = nibbles::<L, N, E2M1>(lanes, table, line);
             let a = t.a.add((group * LINES + i) * 8);
             for r in 0..R {
-                let (first, second) =
-                    (lanes.splat(a.add(r * t.a_stride)), lanes.splat(a.add(r * t.a_stride + 4)));
+                let a = a.add(r * t.a_stride);
+                let (first, second) = (lanes.splat(a), lanes.splat(a.add(4)));
                 for v in 0..N {
                     acc[r][v] = lanes.dot_int8(acc[r][v], low[v], first);
                     acc[r][v] = lanes.dot_int8(acc[r][v], high[v], second);
@@ -145,18 +133,30 @@ unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool, const
                 mins[v] = lanes.load_f16(stored.add(t.width));
             }
         }
-        for r in 0..R {
-            let (a_scale, a_sum) = scale_and_sum(lanes, t, r, group);
-            for v in 0..N {
-                let sums = sums_at::<L>(t, r, column, v);
-                let mut sum = lanes.scaled(lanes.load(sums.cast()), acc[r][v], lanes.mul(a_scale, scales[v]));
-                if MIN {
-                    sum = lanes.dot_f32(sum, mins[v], a_sum);
-                }
-                lanes.store(sums.cast(), sum);
-            }
+        add_group::<L, R, N, true, MIN>(lanes, t, group, column, acc, scales, mins);
+    }
+}
+
+/// The low and the high nibbles of N vectors, as integers or looked up.
+///
+/// # Safety
+/// N vectors can be read.
+#[inline(always)]
+unsafe fn nibbles<L: Dots, const N: usize, const E2M1: bool>(
+    lanes: L,
+    table: L::Table,
+    line: *const u8,
+) -> ([L::V; N], [L::V; N]) {
+    let (mut low, mut high) = ([lanes.zero(); N], [lanes.zero(); N]);
+    for v in 0..N {
+        // SAFETY: passed on to the caller.
+        let packed = unsafe { lanes.load(line.add(v * L::LANES * 4)) };
+        (low[v], high[v]) = (lanes.low_nibbles(packed), lanes.high_nibbles(packed));
+        if E2M1 {
+            (low[v], high[v]) = (lanes.look_up(table, low[v]), lanes.look_up(table, high[v]));
         }
     }
+    (low, high)
 }
 
 /// Unpacks lines of nibbles, each of `line` bytes: to the line of the low ones, looked up in `table`, then that of the

@@ -54,7 +54,13 @@ impl Kind for Int8 {
     #[inline(always)]
     unsafe fn strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
         // SAFETY: passed on to the caller.
-        unsafe { int8_strip::<L, R, N>(lanes, t, column) }
+        unsafe {
+            match (t.w_scales.is_null(), t.has_min) {
+                (true, _) => int8_strip::<L, R, N, false, false>(lanes, t, column),
+                (false, false) => int8_strip::<L, R, N, true, false>(lanes, t, column),
+                (false, true) => int8_strip::<L, R, N, true, true>(lanes, t, column),
+            }
+        }
     }
 }
 
@@ -155,74 +161,148 @@ unsafe fn float_strip<L: Dots, const R: usize, const N: usize, const BF16: bool>
 
 /// Sums each group in i32, starting at -128 times the sum of its activations because weights are
 /// stored 128 too large, then adds it to the f32 sums, which live in memory: in registers they would
-/// leave room for 2 rows only.
+/// leave room for 2 rows only. What the weights have besides their steps is a type: with a branch for each vector of sums
+/// the compiler stores all of them at every step.
 ///
 /// # Safety
 /// As [`Kind::strip`].
 #[inline(always)]
-unsafe fn int8_strip<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
-    let (mut group, mut step, mut prefetch) = (0, 0, t.prefetch);
-    while step < t.steps {
-        let end = t.steps.min(step + t.group_steps);
-        let mut acc = [[lanes.zero(); N]; R];
-        // SAFETY: as in `float_strip`; scales and offsets are there for every row and group.
-        unsafe {
-            for r in 0..R {
-                let offset = if t.has_min { 0 } else { *t.a_offsets.add(r * t.a_groups + group) };
-                acc[r] = [lanes.splat_i32(offset); N];
-            }
-            while step < end {
-                let (w, a) = at_step::<L, N>(lanes, t, column, step);
-                for r in 0..R {
-                    let a = lanes.splat(a.add(r * t.a_stride));
-                    for v in 0..N {
-                        acc[r][v] = lanes.dot_int8(acc[r][v], w[v], a);
-                    }
-                }
-                step += 1;
-                if step % PREFETCH_STEPS == 0 {
-                    for _ in 0..t.prefetch_lines {
-                        lanes.prefetch(prefetch);
-                        prefetch = prefetch.wrapping_add(64);
-                    }
-                }
-            }
-            let resume = t.resume || group > 0;
-            for r in 0..R {
-                let (a_scale, a_sum) = scale_and_sum(lanes, t, r, group);
-                for v in 0..N {
-                    let at = (group >> t.w_shift) * t.w_stride + column + v * L::LANES;
-                    let scale = if t.w_scales.is_null() {
-                        a_scale
-                    } else {
-                        lanes.mul(a_scale, lanes.load(t.w_scales.add(at).cast()))
-                    };
-                    let sums = sums_at::<L>(t, r, column, v);
-                    let sum = if resume { lanes.load(sums.cast()) } else { lanes.zero() };
-                    let mut sum = lanes.scaled(sum, acc[r][v], scale);
-                    if t.has_min {
-                        sum = lanes.dot_f32(sum, lanes.load(t.w_scales.add(at + t.width).cast()), a_sum);
-                    }
-                    lanes.store(sums.cast(), sum);
-                }
-            }
+unsafe fn int8_strip<L: Dots, const R: usize, const N: usize, const SCALED: bool, const MIN: bool>(
+    lanes: L,
+    t: &TileArgs,
+    column: usize,
+) {
+    // SAFETY: the caller's promises are those of each call, and the steps of a group lie in the panel.
+    unsafe {
+        if !t.resume {
+            clear::<L, R, N>(lanes, t, column);
         }
-        group += 1;
+        let (mut group, mut step, mut prefetch) = (0, 0, t.prefetch);
+        while step < t.steps {
+            let end = t.steps.min(step + t.group_steps);
+            let mut acc = if MIN { [[lanes.zero(); N]; R] } else { offsets(lanes, t, group, 0) };
+            while step < end {
+                let round = end.min(step + PREFETCH_STEPS);
+                for _ in 0..t.prefetch_lines {
+                    lanes.prefetch(prefetch);
+                    prefetch = prefetch.wrapping_add(64);
+                }
+                while step < round {
+                    let (w, a) = at_step::<L, N>(lanes, t, column, step);
+                    for r in 0..R {
+                        let a = lanes.splat(a.add(r * t.a_stride));
+                        for v in 0..N {
+                            acc[r][v] = lanes.dot_int8(acc[r][v], w[v], a);
+                        }
+                    }
+                    step += 1;
+                }
+            }
+            let (scales, mins) = group_scales::<L, N, SCALED, MIN>(lanes, t, group, column);
+            add_group::<L, R, N, SCALED, MIN>(lanes, t, group, column, acc, scales, mins);
+            group += 1;
+        }
     }
 }
 
-/// The scale of a row's activations in a group, and their sum times it.
+/// The scales of N vectors in a group, and their minima, as far as there are any.
 ///
 /// # Safety
-/// As [`Kind::strip`], for a row and a group that `t` has.
+/// As [`Kind::strip`], and `t` has the group.
 #[inline(always)]
-pub(super) unsafe fn scale_and_sum<L: Dots>(lanes: L, t: &TileArgs, r: usize, group: usize) -> (L::V, L::V) {
-    // SAFETY: scales and offsets are there for every row and group.
-    unsafe {
-        let scale = *t.a_scales.add(r * t.a_groups + group);
-        // The offset is -128 times the sum, which f32 holds.
-        let sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
-        (lanes.splat_f32(scale), lanes.splat_f32(scale * sum))
+unsafe fn group_scales<L: Dots, const N: usize, const SCALED: bool, const MIN: bool>(
+    lanes: L,
+    t: &TileArgs,
+    group: usize,
+    column: usize,
+) -> ([L::V; N], [L::V; N]) {
+    let (mut scales, mut mins) = ([lanes.zero(); N], [lanes.zero(); N]);
+    if SCALED {
+        for v in 0..N {
+            // SAFETY: a group of weights has a scale, and if MIN a minimum, for each column of the panel.
+            unsafe {
+                let at = t.w_scales.add((group >> t.w_shift) * t.w_stride + column + v * L::LANES);
+                scales[v] = lanes.load(at.cast());
+                if MIN {
+                    mins[v] = lanes.load(at.add(t.width).cast());
+                }
+            }
+        }
+    }
+    (scales, mins)
+}
+
+/// Sets the f32 sums of a strip to 0.
+///
+/// # Safety
+/// As [`Kind::strip`].
+#[inline(always)]
+pub(super) unsafe fn clear<L: Dots, const R: usize, const N: usize>(lanes: L, t: &TileArgs, column: usize) {
+    for r in 0..R {
+        for v in 0..N {
+            // SAFETY: `sums` holds R rows of the panel's width.
+            unsafe { lanes.store(sums_at::<L>(t, r, column, v).cast(), lanes.zero()) }
+        }
+    }
+}
+
+/// Where the integer sums of a group start: at its rows' offsets, divided by 2^shift.
+///
+/// # Safety
+/// As [`Kind::strip`], and `t` has the group.
+#[inline(always)]
+pub(super) unsafe fn offsets<L: Dots, const R: usize, const N: usize>(
+    lanes: L,
+    t: &TileArgs,
+    group: usize,
+    shift: u32,
+) -> [[L::V; N]; R] {
+    let mut acc = [[lanes.zero(); N]; R];
+    for r in 0..R {
+        // SAFETY: there is an offset for every row and group.
+        acc[r] = [lanes.splat_i32(unsafe { *t.a_offsets.add(r * t.a_groups + group) } >> shift); N];
+    }
+    acc
+}
+
+/// Adds the integer sums of a group, times the scales of activations and weights, to the f32 sums of a strip, and the minima
+/// of the weights times the sum of the activations.
+///
+/// # Safety
+/// As [`Kind::strip`], and `t` has the group.
+#[inline(always)]
+pub(super) unsafe fn add_group<
+    L: Dots,
+    const R: usize,
+    const N: usize,
+    const SCALED: bool,
+    const MIN: bool,
+>(
+    lanes: L,
+    t: &TileArgs,
+    group: usize,
+    column: usize,
+    acc: [[L::V; N]; R],
+    scales: [L::V; N],
+    mins: [L::V; N],
+) {
+    for r in 0..R {
+        // SAFETY: scales and offsets are there for every row and group, sums for every row.
+        unsafe {
+            let a_scale = *t.a_scales.add(r * t.a_groups + group);
+            // The offset is -128 times the sum of the activations, which f32 holds.
+            let a_sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
+            let (a_scale, a_sum) = (lanes.splat_f32(a_scale), lanes.splat_f32(a_scale * a_sum));
+            for v in 0..N {
+                let sums = sums_at::<L>(t, r, column, v);
+                let scale = if SCALED { lanes.mul(a_scale, scales[v]) } else { a_scale };
+                let mut sum = lanes.scaled(lanes.load(sums.cast()), acc[r][v], scale);
+                if MIN {
+                    sum = lanes.dot_f32(sum, mins[v], a_sum);
+                }
+                lanes.store(sums.cast(), sum);
+            }
+        }
     }
 }
 
@@ -251,7 +331,7 @@ unsafe fn at_step<L: Dots, const N: usize>(
 /// # Safety
 /// As [`float_strip`], `r < t.rows`, and the vector lies in the panel.
 #[inline(always)]
-pub(super) unsafe fn sums_at<L: Dots>(t: &TileArgs, r: usize, column: usize, v: usize) -> *mut f32 {
+unsafe fn sums_at<L: Dots>(t: &TileArgs, r: usize, column: usize, v: usize) -> *mut f32 {
     // SAFETY: `sums` has `rows` rows of `width` elements.
     unsafe { t.sums.add(r * t.sums_stride + column + v * L::LANES) }
 }

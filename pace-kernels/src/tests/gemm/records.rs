@@ -17,8 +17,8 @@ struct Case {
     panels: Panels,
     rows: usize,
     records: Guarded<u8>,
-    /// `[rows][steps]`.
-    a: Guarded<u32>,
+    /// `[rows][k]`.
+    a: Guarded<i8>,
     /// `[rows][groups]`, both.
     a_scales: Guarded<f32>,
     a_offsets: Guarded<i32>,
@@ -35,7 +35,7 @@ impl Case {
             panels,
             rows,
             records: Guarded::new(flush, &records(&panels)),
-            a: Guarded::new(flush, &values.chunks(4).map(bytemuck::pod_read_unaligned).collect::<Vec<_>>()),
+            a: Guarded::new(flush, &values),
             a_scales: Guarded::new(flush, &noise_vec(2, rows * k / GROUP)),
             a_offsets: Guarded::new(flush, &offsets),
         }
