@@ -24,7 +24,7 @@ pub(crate) struct EngineArgs {
     #[arg(short, long)]
     pub(crate) model: Option<String>,
     /// Weights and activations: f32 computes in f32 throughout, bf16 sums in f32. auto is bf16, with weights that the files
-    /// hold as integers computed as they are; the others dequantise them.
+    /// of --model hold as integers computed as they are; the others dequantise them.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: WeightChoice,
     /// Cached keys and values [default: as --dtype]. int8 has a scale for each token and head, and is computed as bf16 is.
