@@ -65,7 +65,13 @@ impl Bench {
 
     /// What operators are called with.
     pub fn cx(&self) -> OpCx<'_> {
-        OpCx { kernels: self.kernels, par: self.pool.par(), scratch: &self.scratch, profile: None, inputs: None }
+        OpCx {
+            kernels: self.kernels,
+            par: self.pool.par(),
+            scratch: &self.scratch,
+            profile: None,
+            inputs: None,
+        }
     }
 }
 

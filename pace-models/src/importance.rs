@@ -52,7 +52,10 @@ impl Importance {
         for (layer, product, _) in products(spec) {
             let name = name(layer, product);
             let Some(seen) = inputs.remove(&(layer, product)).filter(|seen| seen.rows > 0) else {
-                return Err(ModelError::Inputs { name, what: "were not seen; compute a token first".to_owned() });
+                return Err(ModelError::Inputs {
+                    name,
+                    what: "were not seen; compute a token first".to_owned(),
+                });
             };
             if let Some(what) = first_wrong(&seen.mean_squares) {
                 return Err(ModelError::Inputs { name, what });
@@ -72,7 +75,8 @@ impl Importance {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let source = SafetensorsSource::open_file(path)?;
         let field = |key: &str| {
-            let missing = || ModelError::field(path, format!("__metadata__.{key}"), "is missing: no importance matrix");
+            let missing =
+                || ModelError::field(path, format!("__metadata__.{key}"), "is missing: no importance matrix");
             source.metadata(key).ok_or_else(missing)
         };
         for (key, right) in [("format", FORMAT), ("version", VERSION)] {

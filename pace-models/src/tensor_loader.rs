@@ -139,7 +139,8 @@ impl TensorLoader<'_> {
     /// Tests an operator that was just built, if it is the first of its shape.
     pub(crate) fn admit<T: SelfTest>(&mut self, op: T) -> T {
         let (kernels, scratch) = (self.selection.build().kernels(), Scratch::new());
-        self.selection.admit(&OpCx { kernels, par: self.par, scratch: &scratch, profile: None, inputs: None }, op)
+        self.selection
+            .admit(&OpCx { kernels, par: self.par, scratch: &scratch, profile: None, inputs: None }, op)
     }
 
     /// Packs the rows of `roles`, one below the other, into one `[n, k]` matrix.

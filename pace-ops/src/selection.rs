@@ -190,7 +190,13 @@ mod tests {
     #[test]
     fn a_wrong_backend_is_replaced_by_the_reference_and_named() {
         let scratch = Scratch::new();
-        let cx = OpCx { kernels: Kernels::detect(), par: Par::seq(), scratch: &scratch, profile: None, inputs: None };
+        let cx = OpCx {
+            kernels: Kernels::detect(),
+            par: Par::seq(),
+            scratch: &scratch,
+            profile: None,
+            inputs: None,
+        };
         let run = |op: &Linear| {
             let (x, mut out) =
                 (crate::self_test::Sample::new(OpDType::F32).rows(2, 24), ActBuf::new(DType::F32, 40));

@@ -8,8 +8,8 @@ mod common;
 use common::{act, everywhere, formats, numbers, product, read, stored, tolerance, wide};
 use pace_kernels::Activation;
 use pace_ops::{
-    InputMeans, InputSquares, LayerKind, Linear, Mlp, MlpWeights, OpCx, OpShape, Operator,
-    OutProjection, Product,
+    InputMeans, InputSquares, LayerKind, Linear, Mlp, MlpWeights, OpCx, OpShape, Operator, OutProjection,
+    Product,
 };
 
 /// The mean square of each of `k` columns.
@@ -47,7 +47,8 @@ fn projections_show_what_they_read() {
                     let linear = Linear::new(cell.build, weights.clone(), None, cell.backend).unwrap();
                     linear.forward(&cx, x.rows(rows), out.rows_mut(rows));
                 } else {
-                    let out_proj = OutProjection::new(cell.build, weights.clone(), None, cell.backend).unwrap();
+                    let out_proj =
+                        OutProjection::new(cell.build, weights.clone(), None, cell.backend).unwrap();
                     out_proj.forward(&cx, x.rows(rows), out.rows_mut(rows));
                 }
             }

@@ -45,7 +45,13 @@ impl Machine {
     /// `chunks[i % chunks.len()]` tokens of each.
     fn logits(&self, model: &Decoder, prompts: &[&[u32]], chunks: &[usize]) -> Vec<Vec<f32>> {
         let scratch = Scratch::new();
-        let cx = OpCx { kernels: self.kernels, par: self.pool.par(), scratch: &scratch, profile: None, inputs: None };
+        let cx = OpCx {
+            kernels: self.kernels,
+            par: self.pool.par(),
+            scratch: &scratch,
+            profile: None,
+            inputs: None,
+        };
         let (mut ws, vocab) = (Workspace::new(model.spec(), model.activations()), model.spec().vocab_size);
         let mut batch: Vec<Sequence> = prompts.iter().map(|p| self.sequence(model, p.len())).collect();
         let mut all = vec![Vec::new(); prompts.len()];

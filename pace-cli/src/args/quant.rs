@@ -88,7 +88,8 @@ impl QuantArgs {
     /// The file of `--imatrix`, for what `load` is going to quantise.
     fn importance(&self, load: &LoadOptions) -> Result<Option<Arc<Importance>>> {
         let Some(path) = &self.imatrix else { return Ok(None) };
-        let unused = |what: &str| Err(Usage(format!("--imatrix {} has no use: {what}", path.display())).into());
+        let unused =
+            |what: &str| Err(Usage(format!("--imatrix {} has no use: {what}", path.display())).into());
         if !load.search_scales {
             return unused("--quant-rounding nearest searches for nothing");
         }

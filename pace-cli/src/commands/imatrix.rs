@@ -40,7 +40,9 @@ pub(crate) fn run(env: &Env, args: ImatrixArgs) -> Result<()> {
         (args.output.display().to_string(), importance.tokens(), importance.means().len());
     match args.format {
         Format::Json => output::json(&json!({"file": file, "tokens": tokens, "matrices": matrices}))?,
-        Format::Text => output::line(&format!("{file}: the inputs of {matrices} products over {tokens} tokens"))?,
+        Format::Text => {
+            output::line(&format!("{file}: the inputs of {matrices} products over {tokens} tokens"))?
+        }
     }
     Ok(())
 }

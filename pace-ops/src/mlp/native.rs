@@ -6,9 +6,9 @@ use std::sync::Arc;
 use pace_kernels::{ActMut, ActRef, Activation, Kernels, MatMut, MatRef};
 
 use super::{MlpBackend, MlpWeights};
-use crate::{OpCx, Product};
 use crate::cx::store_row;
 use crate::linear::{Finish, LinearBackend, NativeMatrix};
+use crate::{OpCx, Product};
 
 pub(super) struct NativeMlp {
     weights: Arc<MlpWeights>,

@@ -163,7 +163,8 @@ pub(crate) fn everywhere(
         for dtype in OpDType::ALL {
             for &backend in op.backends() {
                 if build.check(op, backend, dtype).is_ok() {
-                    let cx = OpCx { kernels, par: pool.par(), scratch: &scratch, profile: None, inputs: None };
+                    let cx =
+                        OpCx { kernels, par: pool.par(), scratch: &scratch, profile: None, inputs: None };
                     test(&Cell { cx, build: &build, op, backend, dtype })?;
                 }
             }
