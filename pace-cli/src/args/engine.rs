@@ -110,7 +110,8 @@ impl EngineArgs {
         }
         config.numa_memory = self.platform.numa_memory.into();
         config.load.placement.hugepages = self.platform.hugepages.into();
-        self.quant.apply(&mut config.load, self.dtype == WeightChoice::Auto)?;
+        // The default model is so small that its 4 bits gain little, and an answer shows what they lose.
+        self.quant.apply(&mut config.load, self.dtype == WeightChoice::Auto && self.model.is_some())?;
         config.load.mmap = self.mmap;
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);

@@ -21,6 +21,7 @@ const KV: KvDType = KvDType::Bf16;
 
 pub(crate) fn run(env: &Env, args: &InfoArgs) -> Result<()> {
     let engine = EngineArgs {
+        model: args.model.clone(),
         dtype: args.dtype,
         platform: PlatformArgs { threads: args.threads, ..PlatformArgs::default() },
         quant: args.quant.clone(),
