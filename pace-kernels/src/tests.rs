@@ -18,6 +18,7 @@ mod pool;
 mod quantize;
 mod select;
 mod softmax;
+mod stored;
 mod weights;
 
 use proptest::prelude::*;
