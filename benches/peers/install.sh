@@ -46,7 +46,7 @@ PYTHON
 # The source package of llama-cpp-python brings llama.cpp's; only that is built, for this CPU.
 install_llama_cpp() {
     local root=$dir/llama.cpp
-    [ -x "$root/build/bin/llama-batched-bench" ] && return
+    [ -x "$root/build/bin/llama-batched-bench" ] && [ -x "$root/build/bin/llama-quantize" ] && return
     mkdir -p "$root"
     if ! ls "$root"/*.tar.gz >/dev/null 2>&1; then
         say "llama.cpp: source"
@@ -59,7 +59,8 @@ install_llama_cpp() {
     PATH=$path cmake -G Ninja -S "$root/llama.cpp" -B "$root/build" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
         -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
         -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF >"$root/build.log" 2>&1
-    PATH=$path cmake --build "$root/build" -j "$jobs" --target llama-bench llama-batched-bench >>"$root/build.log" 2>&1
+    PATH=$path cmake --build "$root/build" -j "$jobs" \
+        --target llama-bench llama-batched-bench llama-quantize >>"$root/build.log" 2>&1
     echo "llama-cpp-python $LLAMA_CPP_PYTHON" >"$root/VERSION"
 }
 

@@ -26,6 +26,8 @@ class Test:
     depth: int = 0
     batch: int = 1
     model: str = "llama-1b"
+    # What weights are kept as: `bf16`, or a name of `QUANTISED`.
+    weights: str = "bf16"
 
 
 TESTS = [
@@ -36,15 +38,27 @@ TESTS = [
     Test("tg-d128-b8", "decode 16 at depth 128, batch 8", n_gen=16, depth=128, batch=8),
     Test("tg-d2048-b8", "decode 16 at depth 2048, batch 8", n_gen=16, depth=2048, batch=8),
     Test("smollm2-pp512", "SmolLM2-135M, prefill 512", n_prompt=512, model="smollm2"),
+    Test("pp512-int8", "prefill 512, 8 bits", n_prompt=512, weights="int8"),
+    Test("pp512-int8-token", "prefill 512, 8 bits, a scale a token", n_prompt=512, weights="int8-token"),
+    Test("pp512-int4", "prefill 512, 4 bits", n_prompt=512, weights="int4"),
+    Test("tg-d128-int8", "decode 32 at depth 128, 8 bits", n_gen=32, depth=128, weights="int8"),
+    Test("tg-d128-int4", "decode 32 at depth 128, 4 bits", n_gen=32, depth=128, weights="int4"),
+    Test("tg-d128-b8-int8", "decode 16 at depth 128, batch 8, 8 bits", n_gen=16, depth=128, batch=8, weights="int8"),
+    Test("tg-d128-b8-int4", "decode 16 at depth 128, batch 8, 4 bits", n_gen=16, depth=128, batch=8, weights="int4"),
 ]
+
+# How PACE and llama.cpp keep weights of few bits: flags, and a type of GGUF.
+QUANTISED = {
+    "int8": (["--quant", "int8"], "Q8_0"),
+    "int8-token": (["--quant", "int8", "--act-quant", "token"], "Q8_0"),
+    "int4": (["--quant", "int4"], "Q4_0"),
+}
 
 
 class Peer:
     """A program that runs a test in a process of its own."""
 
     name = ""
-    # What the program computes a model with, if not with bf16.
-    formats: dict[str, str] = {}
     # Programs that take minutes for a test run it this often at most.
     max_rounds = 1000
 
@@ -52,7 +66,11 @@ class Peer:
         self.options = options
 
     def runs(self, test):
-        return test.model == "llama-1b"
+        return test.model == "llama-1b" and test.weights == "bf16"
+
+    def format(self, test):
+        """What the program keeps the weights as."""
+        return "bf16"
 
     def command(self, test):
         raise NotImplementedError
@@ -71,10 +89,14 @@ class Pace(Peer):
     def runs(self, test):
         return True
 
+    def format(self, test):
+        return "bf16" if test.weights == "bf16" else QUANTISED[test.weights][0][1]
+
     def command(self, test):
         model = self.options.smollm2 if test.model == "smollm2" else self.options.hf
+        quant = [] if test.weights == "bf16" else QUANTISED[test.weights][0]
         return [
-            self.options.pace, "bench", "-m", model, "--dtype", "bf16", "-r", "1", "-o", "json",
+            self.options.pace, "bench", "-m", model, "--dtype", "bf16", *quant, "-r", "1", "-o", "json",
             "-t", self.options.threads, "-p", test.n_prompt, "-n", test.n_gen, "-d", test.depth, "-b", test.batch,
         ]  # fmt: skip
 
@@ -84,8 +106,6 @@ class Pace(Peer):
 
 
 class LlamaCpp(Peer):
-    formats = {"smollm2": "Q4_1"}
-
     def __init__(self, options, flash):
         super().__init__(options)
         self.flash = flash
@@ -95,8 +115,19 @@ class LlamaCpp(Peer):
     def runs(self, test):
         return True
 
+    def format(self, test):
+        if test.model == "smollm2":
+            return "Q4_1"
+        return "bf16" if test.weights == "bf16" else QUANTISED[test.weights][1]
+
+    def model(self, test):
+        if test.model == "smollm2":
+            return self.options.smollm2
+        own = self.format(test)
+        return self.options.gguf if own == "bf16" else quantised(self.options, own)
+
     def command(self, test):
-        model = self.options.smollm2 if test.model == "smollm2" else self.options.gguf
+        model = self.model(test)
         common = ["-m", model, "-t", self.options.threads, "-fa", self.flash]
         if test.batch == 1:
             return [
@@ -146,6 +177,18 @@ def make_models(options):
     command = [sys.executable, str(HERE / "make_models.py"), str(options.models), *layers]
     made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return made.stdout.splitlines()
+
+
+def quantised(options, kind):
+    """The GGUF file in another type, made once by llama.cpp's own program."""
+    path = Path(options.gguf).with_suffix(f".{kind}.gguf")
+    if not path.exists():
+        program = options.dir / "llama.cpp" / "build" / "bin" / "llama-quantize"
+        part = path.with_suffix(".part")
+        command = [str(program), str(options.gguf), str(part), kind, str(options.threads)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        part.rename(path)
+    return path
 
 
 def peers(options):
@@ -205,7 +248,7 @@ def row(test, everyone, samples):
         rates = [sample["tokens_per_second"] for sample in own]
         results.append({
             "peer": peer.name,
-            "format": peer.formats.get(test.model, "bf16"),
+            "format": peer.format(test),
             "samples": rates,
             "median": statistics.median(rates),
             "peak_bytes": max(sample["peak_bytes"] for sample in own),

@@ -10,7 +10,8 @@ pub mod safetensors;
 
 use std::path::Path;
 
-use self::codes::{CodeRows, WeightFormat};
+use pace_kernels::{CodeRows, WeightFormat};
+
 use crate::ModelError;
 
 /// How a source names its tensors.

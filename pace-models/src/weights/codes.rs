@@ -3,9 +3,7 @@
 //! A weight is `(code - zero) * scale`, or `code * scale + min` in a format with a minimum. Nothing here rounds: a wider
 //! format has more bits, shorter groups or a minimum, and MXFP4's numbers are halves of integers.
 
-pub mod interface;
-
-pub use self::interface::{CodeRows, WeightFormat};
+use pace_kernels::{CodeRows, WeightFormat};
 
 /// The narrowest format that holds the weights of `a` and of `b` as they are; none if one of them is no format of
 /// integers.
@@ -28,7 +26,7 @@ pub fn groups(format: WeightFormat, k: usize) -> usize {
 /// # Panics
 /// If `format` is no format of integers, or `out` and the parts of `rows` do not have the same number of rows.
 pub fn dequantise(format: WeightFormat, k: usize, rows: &CodeRows<'_>, out: &mut [f32]) {
-    let Some(parts) = Parts::of(format) else { panic!("{format:?} is no format of integers") };
+    let Some(parts) = Parts::of(format) else { panic!("{format} weights are no integers") };
     if k == 0 {
         return;
     }
@@ -68,16 +66,14 @@ pub(crate) fn read_widened<E>(
     let Some((from, target)) =
         Parts::of(own).zip(Parts::of(to)).filter(|_| join(own, to).is_some_and(|joined| joined == to))
     else {
-        return Err(wrong(format!("its format {own:?} cannot be widened to {to:?}")));
+        return Err(wrong(format!("its format {own} cannot be widened to {to}")));
     };
     let n = rows.codes.len().checked_div(k).unwrap_or(0);
     let wanted = n * groups(to, k);
     let mins = if target.has_min { wanted } else { 0 };
     if n * k != rows.codes.len() || rows.scales.len() != wanted || rows.mins.len() != mins {
         let lengths = (rows.codes.len(), rows.scales.len(), rows.mins.len());
-        return Err(wrong(format!(
-            "{lengths:?} codes, scales and minima are no whole rows of {k} in {to:?}"
-        )));
+        return Err(wrong(format!("{lengths:?} codes, scales and minima are no whole rows of {k} in {to}")));
     }
     let stored = n * groups(own, k);
     fill(&mut CodeRows {
@@ -106,16 +102,11 @@ struct Parts {
 
 impl Parts {
     const fn of(format: WeightFormat) -> Option<Self> {
-        let (bits, group, has_min) = match format {
-            WeightFormat::Int8 => (8, None, false),
-            WeightFormat::Int8Group(group) => (8, Some(group), false),
-            WeightFormat::Int8Min(group) => (8, Some(group), true),
-            WeightFormat::Int4(group) => (4, Some(group), false),
-            WeightFormat::Int4Min(group) => (4, Some(group), true),
-            WeightFormat::Mxfp4 => (8, Some(32), false),
-            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 => return None,
-        };
-        Some(Self { bits, group, has_min })
+        if !format.is_quantised() {
+            return None;
+        }
+        let bits = if format.is_4_bit() && !matches!(format, WeightFormat::Mxfp4) { 4 } else { 8 };
+        Some(Self { bits, group: format.group(), has_min: format.has_min() })
     }
 
     fn join(self, other: Self) -> Self {

@@ -18,6 +18,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
+use pace_kernels::{CodeRows, WeightFormat};
+
 pub use metadata::Metadata;
 pub use value::{Array, Value};
 
@@ -25,7 +27,7 @@ use self::directory::{Directory, Extent};
 use self::quant::GgmlType;
 use self::reader::Fault;
 use self::split::Part;
-use super::codes::{CodeRows, WeightFormat, read_widened};
+use super::codes::read_widened;
 use super::{Naming, TensorInfo, WeightSource, first_not_finite};
 use crate::ModelError;
 use crate::file::DataFile;

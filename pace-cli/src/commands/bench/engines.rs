@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::Result;
-use pace_kernels::DType;
 use pace_runtime::config::Env;
 use pace_runtime::platform::topology::Topology;
 use pace_runtime::{

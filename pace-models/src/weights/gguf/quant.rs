@@ -11,11 +11,12 @@ mod super_blocks;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use pace_kernels::{CodeRows, WeightFormat};
 
 use self::Contents::{Codes, Floats, Unread};
 use self::small_blocks::{iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0};
 use self::super_blocks::{q2_k, q3_k, q4_k, q5_k, q6_k, q8_k};
-use crate::weights::codes::{self, CodeRows, WeightFormat};
+use crate::weights::codes;
 
 /// One way of storing a tensor.
 #[derive(Debug)]
@@ -55,14 +56,14 @@ impl GgmlType {
     }
 
     pub(super) const fn is_readable(&self) -> bool {
-        !matches!(self.contents, Contents::Unread)
+        !matches!(self.contents, Unread)
     }
 
     /// The format that holds the type's integers, if it has integers.
     pub(super) const fn format(&self) -> Option<WeightFormat> {
         match self.contents {
-            Contents::Codes(format, _) => Some(format),
-            Contents::Floats(_) | Contents::Unread => None,
+            Codes(format, _) => Some(format),
+            Floats(_) | Unread => None,
         }
     }
 
@@ -70,8 +71,8 @@ impl GgmlType {
     /// nothing.
     pub(super) fn dequantise(&self, bytes: &[u8], out: &mut [f32]) {
         match self.contents {
-            Contents::Floats(read) => read(bytes, out),
-            Contents::Codes(format, unpack) => {
+            Floats(read) => read(bytes, out),
+            Codes(format, unpack) => {
                 let step = STEP / self.block_len;
                 for (bytes, out) in
                     bytes.chunks(step * self.block_bytes).zip(out.chunks_mut(step * self.block_len))
@@ -79,13 +80,13 @@ impl GgmlType {
                     unpacked(format, unpack, bytes, out);
                 }
             }
-            Contents::Unread => {}
+            Unread => {}
         }
     }
 
     /// Unpacks whole blocks into `rows` of the type's own format; of a type without integers, nothing.
     pub(super) fn unpack(&self, bytes: &[u8], rows: &mut CodeRows<'_>) {
-        if let Contents::Codes(_, unpack) = self.contents {
+        if let Codes(_, unpack) = self.contents {
             unpack(bytes, rows);
         }
     }

@@ -312,8 +312,7 @@ fn a_known_type_that_cannot_be_read_is_listed() {
     assert_eq!(read(&file, "one", 0, 1), [0.0]);
     let message = file.read_f32("k", 0, &mut [0.0; 256]).unwrap_err().to_string();
     assert!(message.contains("model.gguf: tensor `k`: type IQ2_XS cannot be read"), "{message}");
-    let readable =
-        "these can: F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, BF16, MXFP4";
+    let readable = "these can: F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, BF16, MXFP4";
     assert!(message.ends_with(readable), "{message}");
 }
 

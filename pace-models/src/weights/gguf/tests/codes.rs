@@ -70,8 +70,7 @@ fn integers_stand_for_the_same_numbers_in_every_format_that_holds_them() {
         assert!(last == want[(n - 1) * k..], "{name}");
         for wide in own.iter().filter_map(|&other| join(format, other)) {
             let got = weights(&file, name, 0, (n, k), wide).unwrap();
-            // A model has no numbers like the largest ones of MXFP4, of which 128 are beyond f32.
-            for (want, got) in want.iter().zip(got).filter(|(want, _)| want.abs() < 1e18) {
+            for (want, got) in want.iter().zip(got) {
                 // A minimum that was not there costs a rounding of up to 255 scales.
                 let most = 256.0 * f32::EPSILON * want.abs().max(1e-30) * 256.0;
                 assert!((want - got).abs() <= most, "{name} in {wide:?}: {want} became {got}");
@@ -149,7 +148,7 @@ fn what_does_not_fit_is_refused() {
         (message("gone", 0, 1, WeightFormat::Int4(32)), "tensor `gone`: missing"),
         (message("Q4_0", 1 << 40, 1, WeightFormat::Int4(32)), "leave its shape"),
         (message("Q4_0", usize::MAX, 1, WeightFormat::Int4(32)), "is beyond its end"),
-        (message("Q4_0", 0, 1, WeightFormat::Int4(64)), "Int4(32) cannot be widened to Int4(64)"),
+        (message("Q4_0", 0, 1, WeightFormat::Int4(64)), "int4:32 cannot be widened to int4:64"),
         (message("Q8_0", 0, 1, WeightFormat::Int4(32)), "cannot be widened"),
         (message("Q4_0.expected", 0, 1, WeightFormat::Int4(32)), "type F32 holds no integers"),
     ];
