@@ -11,6 +11,7 @@ pub mod file;
 mod formats;
 mod layer;
 mod model;
+mod packing;
 mod rope;
 mod self_attention;
 mod spec;
