@@ -6,6 +6,7 @@ mod engine;
 mod kv;
 mod models;
 mod operators;
+mod pack;
 mod platform;
 mod quant;
 mod sampling;
@@ -22,10 +23,11 @@ pub(crate) use self::engine::{EngineArgs, OperatorArgs, WeightChoice};
 pub(crate) use self::kv::{KindChoice, KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
+pub(crate) use self::pack::{PackArgs, PackFloatsArgs, QuantizeArgs};
 pub(crate) use self::platform::{
     Allocator, DoctorArgs, EnvArgs, HugePageChoice, LaunchArgs, NumaChoice, PlatformArgs,
 };
-pub(crate) use self::quant::QuantArgs;
+pub(crate) use self::quant::{Quant, QuantArgs};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
@@ -56,6 +58,8 @@ pub(crate) enum Command {
     Env(EnvArgs),
     Launch(LaunchArgs),
     KvPlan(KvPlanArgs),
+    Quantize(QuantizeArgs),
+    Pack(PackFloatsArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

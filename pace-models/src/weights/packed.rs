@@ -21,7 +21,7 @@ use pace_kernels::{Arena, DType, PackError, PackSpec, PackedWeights, Par, Weight
 
 pub use self::manifest::{Loss, Manifest, MatrixEntry, Origin, OriginFile, OriginKind, PartEntry};
 pub(crate) use self::write::PackedMatrix;
-pub use self::write::{MANIFEST, PackedModel, WEIGHTS};
+pub use self::write::{MANIFEST, METADATA, PackedModel, WEIGHTS};
 use super::safetensors::{SafetensorsSource, StoredTensor};
 use super::{Naming, TensorInfo, WeightSource};
 use crate::arch::{Architecture, Role};

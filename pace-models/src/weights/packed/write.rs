@@ -18,6 +18,8 @@ use crate::{ModelError, QuantLoss};
 pub const MANIFEST: &str = "pace.json";
 /// The file of the weights.
 pub const WEIGHTS: &str = "model.pace.safetensors";
+/// The metadata of the GGUF file that a model was packed from. The name keeps it from being taken for a model.
+pub const METADATA: &str = "metadata.gguf.bin";
 
 /// Bytes that are written at a time.
 const CHUNK: usize = 8 << 20;
