@@ -31,7 +31,7 @@ use crate::{LoadOptions, ModelError, QuantLoss};
 /// Matrices start at multiples of so many bytes of the file.
 const ALIGNMENT: u64 = 64;
 /// No matrix of a model has as many rows or columns.
-const MAX_SIDE: usize = 1 << 32;
+const MAX_SIDE: usize = 1 << 31;
 
 /// An open packed model. Its matrices are had in their packed form alone; vectors are read like those of other sources.
 #[derive(Debug)]
