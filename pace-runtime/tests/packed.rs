@@ -25,7 +25,8 @@ fn options(dtype: DType, quant: Option<WeightFormat>, own: bool) -> EngineConfig
 
 fn pack(model: &ModelRef, config: &EngineConfig, dir: &Path, force: bool) -> Result<(), RuntimeError> {
     let files = ModelFiles::open(model)?;
-    let report = files.pack(config, PackTarget { dir, force }, &(Box::new(|_, _| {}) as _), &mut |_, _| Ok(()))?;
+    let report =
+        files.pack(config, PackTarget { dir, force }, &(Box::new(|_, _| {}) as _), &mut |_, _| Ok(()))?;
     assert!(report.files.iter().all(|(path, bytes)| path.metadata().unwrap().len() == *bytes));
     Ok(())
 }
@@ -112,7 +113,8 @@ fn writing_that_fails_leaves_nothing_and_what_was_there() {
     let packed = dir.path().join("packed");
     let files = ModelFiles::open(&model).unwrap();
     let attempt = |force, fail_at: u64| {
-        let mut written = |done, _| if done >= fail_at { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) };
+        let mut written =
+            |done, _| if done >= fail_at { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) };
         files.pack(&config, PackTarget { dir: &packed, force }, &(Box::new(|_, _| {}) as _), &mut written)
     };
     for fail_at in [0, 1, 50_000] {

@@ -91,7 +91,8 @@ fn writing_bar() -> ProgressBar {
 }
 
 fn to_json(files: &ModelFiles, args: &PackArgs, report: &PackReport) -> Value {
-    let file = |(path, bytes): &(std::path::PathBuf, u64)| json!({"path": path.to_string_lossy(), "bytes": bytes});
+    let file =
+        |(path, bytes): &(std::path::PathBuf, u64)| json!({"path": path.to_string_lossy(), "bytes": bytes});
     json!({
         "model": files.name(),
         "path": args.target.to_string_lossy(),

@@ -69,7 +69,8 @@ fn look(env: &Env, name: &str) -> Result<Known> {
 fn verify(name: &str, known: &Known) -> Result<u64> {
     let opened = known.opened.as_ref().and_then(|opened| opened.as_ref().ok());
     let packed = opened.and_then(|files| files.source().packed());
-    let packed = packed.ok_or_else(|| Usage(format!("--verify: {name} is no packed model, and has no checksums")))?;
+    let packed =
+        packed.ok_or_else(|| Usage(format!("--verify: {name} is no packed model, and has no checksums")))?;
     let read = AtomicU64::new(0);
     let verified = packed.verify(&|bytes| {
         read.fetch_add(bytes, Ordering::Relaxed);

@@ -37,8 +37,7 @@ fn a_quantised_model_answers_as_its_source_with_the_same_flags() {
     assert_eq!(report["formats"][0]["format"], "int8:64");
     assert!(report["losses"][0]["relative_rms"].as_f64().unwrap() > 0.0);
     assert_eq!(names(&target), ["model.pace.safetensors", "pace.json"]);
-    let on_disk: u64 =
-        names(&target).iter().map(|name| target.join(name).metadata().unwrap().len()).sum();
+    let on_disk: u64 = names(&target).iter().map(|name| target.join(name).metadata().unwrap().len()).sum();
     assert_eq!(report["bytes"], on_disk);
     let want = generated("random:small", &["--quant", "int8:64"]);
     for flags in [&[][..], &["--mmap"], &["--quant", "int8:64"]] {
@@ -59,13 +58,15 @@ fn a_packed_model_is_a_model_for_every_command() {
     assert!(pace(&["info", model]).text().contains("packed from"));
     let show = json(&pace(&["show", model, "--verify", "--format", "json"]));
     assert!(show["verified_bytes"].as_u64().unwrap() > 0, "{show}");
-    let files: Vec<&str> = show["files"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
+    let files: Vec<&str> =
+        show["files"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
     assert!(files.contains(&"model.pace.safetensors") && files.contains(&"config.json"), "{files:?}");
     assert!(pace(&["show", model, "--verify"]).text().contains("checksums of pace.json"));
     let args = ["bench", "-m", model, "-p", "8", "-n", "4", "-r", "1", "--format", "json"];
     assert_eq!(pace(&args).code, Some(0));
     let tokens = ["--tokens", "1,2,3,4,5,6,7,8"];
-    let score = |model: &str| json(&pace(&[&["score", "-m", model, "--format", "json"], &tokens[..]].concat()));
+    let score =
+        |model: &str| json(&pace(&[&["score", "-m", model, "--format", "json"], &tokens[..]].concat()));
     assert_eq!(score(model), score(arg(&fixture("gqa-tied"))));
 }
 
@@ -99,9 +100,8 @@ fn instances_of_a_packed_model_share_it() {
 #[test]
 fn what_is_packed_otherwise_than_asked_for_is_an_error_of_the_command_line() {
     let (_dir, target, _) = packed("random:small", &["--quant", "int8"]);
-    let run = |flags: &[&str]| {
-        pace(&[&["generate", "-m", arg(&target), "--prompt-tokens", "1"], flags].concat())
-    };
+    let run =
+        |flags: &[&str]| pace(&[&["generate", "-m", arg(&target), "--prompt-tokens", "1"], flags].concat());
     run(&["--quant", "int4"]).assert_refused(2, &["packed as int8", "int4:32", "pace-cli quantize"]);
     run(&["--dtype", "bf16"]).assert_refused(2, &["packed as int8", "bf16"]);
     run(&["--quant-lm-head", "int8:64"]).assert_refused(2, &["packed as int8", "int8:64"]);

@@ -98,7 +98,9 @@ impl PackedWeights {
         }
         match self.panels() {
             Some(panels) => product(&[panels.count(), panel_bytes(&panels)?]),
-            None => product(&[self.n, self.k, self.spec.format.step_bytes() / self.spec.format.step_inputs()]),
+            None => {
+                product(&[self.n, self.k, self.spec.format.step_bytes() / self.spec.format.step_inputs()])
+            }
         }
     }
 }

@@ -63,13 +63,17 @@ impl PackedSource {
         let manifest_path = dir.join(MANIFEST);
         let manifest = Manifest::read(&manifest_path)?;
         if cfg!(target_endian = "big") {
-            let what = "packed weights are little-endian, this CPU is not; use the model that they were made from";
+            let what =
+                "packed weights are little-endian, this CPU is not; use the model that they were made from";
             return Err(ModelError::file(&manifest_path, what));
         }
         let weights = SafetensorsSource::open_file(dir.join(WEIGHTS))?;
         let header = checksum::of_header(&weights)?;
         if header != manifest.header_sha256 {
-            let what = format!("does not belong to {WEIGHTS}: the checksum of its header is another; {}", manifest.again());
+            let what = format!(
+                "does not belong to {WEIGHTS}: the checksum of its header is another; {}",
+                manifest.again()
+            );
             return Err(ModelError::field(&manifest_path, "header_sha256", what));
         }
         let (tensors, by_name, matrices) = (Vec::new(), HashMap::new(), HashMap::new());
@@ -87,7 +91,8 @@ impl PackedSource {
 
     /// What weights lost when they became integers.
     pub(crate) fn losses(&self) -> Vec<QuantLoss> {
-        let loss = |l: &Loss| QuantLoss { format: l.format, weights: l.weights, relative_rms: l.relative_rms };
+        let loss =
+            |l: &Loss| QuantLoss { format: l.format, weights: l.weights, relative_rms: l.relative_rms };
         self.manifest.losses.iter().map(loss).collect()
     }
 
@@ -156,8 +161,7 @@ impl PackedSource {
     /// # Errors
     /// [`ModelError::PackedOtherwise`]: it was not, and says what it was packed as.
     pub(crate) fn check_options(&self, arch: Architecture, options: &LoadOptions) -> Result<(), ModelError> {
-        let vocabulary =
-            [Role::Embedding, Role::LmHead].map(|role| arch.tensor_name(self.naming(), role));
+        let vocabulary = [Role::Embedding, Role::LmHead].map(|role| arch.tensor_name(self.naming(), role));
         for entry in &self.manifest.matrices {
             let of_vocabulary = entry.parts.iter().any(|part| vocabulary.contains(&part.name));
             let asked = match (options.own_formats, of_vocabulary) {
@@ -166,32 +170,41 @@ impl PackedSource {
                 (false, true) => Some(options.lm_head.unwrap_or(options.weights)),
                 (false, false) => Some(options.weights),
             };
-            if let Some(asked) = asked.filter(|&asked| asked != entry.format) {
-                let what = format!("is packed as {}, but {asked} is asked for", entry.format);
-                return Err(self.otherwise(entry, what));
-            }
-            let activations = match entry.format {
-                WeightFormat::F32 => DType::F32,
-                WeightFormat::F16 | WeightFormat::Bf16 => DType::Bf16,
-                _ => options.activations,
-            };
-            if activations != options.activations {
-                let what = format!("is packed as {}: --dtype {activations} computes with it", entry.format);
-                return Err(self.otherwise(entry, what));
-            }
-            if entry.format.is_quantised()
-                && !options.own_formats
-                && self.manifest.search_scales != options.search_scales
-            {
-                let names = ["nearest", "search"].map(|name| format!("--quant-rounding {name}"));
-                let [is, asked] =
-                    [self.manifest.search_scales, options.search_scales].map(|search| &names[usize::from(search)]);
-                return Err(self.otherwise(entry, format!("is packed with {is}, but {asked} is asked for")));
-            }
+            self.check_entry(entry, asked, options)?;
         }
         if self.manifest.allow_nonfinite && !options.allow_nonfinite {
             let what = "the model was packed with --allow-nonfinite: its numbers were not checked; give the flag here, too";
             return Err(self.manifest_error("allow_nonfinite", what));
+        }
+        Ok(())
+    }
+
+    /// Refuses a matrix that is not in the format that is asked for, if one is, or was made for other options.
+    fn check_entry(
+        &self,
+        entry: &MatrixEntry,
+        asked: Option<WeightFormat>,
+        options: &LoadOptions,
+    ) -> Result<(), ModelError> {
+        if let Some(asked) = asked.filter(|&asked| asked != entry.format) {
+            let what = format!("is packed as {}, but {asked} is asked for", entry.format);
+            return Err(self.otherwise(entry, what));
+        }
+        let activations = match entry.format {
+            WeightFormat::F32 => DType::F32,
+            WeightFormat::F16 | WeightFormat::Bf16 => DType::Bf16,
+            _ => options.activations,
+        };
+        if activations != options.activations {
+            let what = format!("is packed as {}, which --dtype {activations} computes with", entry.format);
+            return Err(self.otherwise(entry, what));
+        }
+        let searched = self.manifest.search_scales;
+        if asked.is_some() && entry.format.is_quantised() && searched != options.search_scales {
+            let name = |search| if search { "search" } else { "nearest" };
+            let (is, asked) = (name(searched), name(options.search_scales));
+            let what = format!("is packed with --quant-rounding {is}, but {asked} is asked for");
+            return Err(self.otherwise(entry, what));
         }
         Ok(())
     }
@@ -228,7 +241,8 @@ impl PackedSource {
             if self.matrices.contains_key(&info.name) {
                 continue;
             }
-            let fail = |what| Err(ModelError::tensor(self.weights.path(&info.name), info.name.as_str(), what));
+            let fail =
+                |what| Err(ModelError::tensor(self.weights.path(&info.name), info.name.as_str(), what));
             if info.format != "F32" || info.shape.len() != 1 {
                 return fail("is no vector in F32, and pace.json does not name it".to_owned());
             }
@@ -297,7 +311,10 @@ fn check_place(entry: &MatrixEntry, stored: &StoredTensor) -> Result<(), String>
         return Err(format!("{WEIGHTS} has it as {bytes} bytes of {dtype}; {padded} bytes of U8 are right"));
     }
     if !stored.offset.is_multiple_of(ALIGNMENT) {
-        return Err(format!("lies at byte {} of {WEIGHTS}, which is no multiple of {ALIGNMENT}", stored.offset));
+        return Err(format!(
+            "lies at byte {} of {WEIGHTS}, which is no multiple of {ALIGNMENT}",
+            stored.offset
+        ));
     }
     Ok(())
 }

@@ -211,7 +211,9 @@ pub(super) fn tokenizer(dir: &Path) -> Result<Option<Tokenizer>, RuntimeError> {
 impl PackTarget<'_> {
     /// Refuses what is not to be replaced.
     fn check(&self) -> Result<(), RuntimeError> {
-        let wrong = |what: &str| Err(RuntimeError::PackTarget { path: self.dir.to_path_buf(), what: what.to_owned() });
+        let wrong = |what: &str| {
+            Err(RuntimeError::PackTarget { path: self.dir.to_path_buf(), what: what.to_owned() })
+        };
         if self.dir.file_name().is_none() {
             return wrong("a directory that is to be made is needed");
         }
@@ -220,7 +222,9 @@ impl PackTarget<'_> {
             Err(e) => Err(ModelError::io(self.dir, e).into()),
             Ok(_) if !self.force => wrong("is there already; --force replaces a packed model"),
             Ok(meta) if meta.is_dir() && PackedSource::is_in(self.dir) => Ok(()),
-            Ok(_) => wrong("is no packed model, and nothing else is replaced; remove it, or name another place"),
+            Ok(_) => {
+                wrong("is no packed model, and nothing else is replaced; remove it, or name another place")
+            }
         }
     }
 }

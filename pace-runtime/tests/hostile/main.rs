@@ -84,7 +84,9 @@ fn every_case_is_refused_within_its_limits() {
 fn what_the_cases_start_from_is_a_good_model() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     install_hook();
-    for (label, sample) in [("HF", Sample::hf()), ("GGUF", GgufContents::good().sample()), ("packed", packed::good())] {
+    for (label, sample) in
+        [("HF", Sample::hf()), ("GGUF", GgufContents::good().sample()), ("packed", packed::good())]
+    {
         for stage in [Stage::Open, Stage::Load, Stage::Render, Stage::Encode] {
             let dir = tempfile::tempdir().unwrap();
             sample.write(dir.path());

@@ -87,7 +87,11 @@ fn manifests() -> Vec<Case> {
         text("a manifest of another program", b"{}"),
         text("a manifest that is a list", b"[]"),
         text("a manifest of brackets", "[".repeat(1 << 16).as_bytes()),
-        case("a manifest of a terabyte", good().with(MANIFEST, Entry::Sparse(Vec::new(), 1 << 40)), &[MANIFEST]),
+        case(
+            "a manifest of a terabyte",
+            good().with(MANIFEST, Entry::Sparse(Vec::new(), 1 << 40)),
+            &[MANIFEST],
+        ),
         case("a manifest that is a pipe", good().with(MANIFEST, Entry::Fifo), &[MANIFEST, "pipe"]),
     ];
     let long = "x\n\u{1b}[31m".repeat(100_000);

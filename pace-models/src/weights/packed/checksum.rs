@@ -47,7 +47,10 @@ impl PackedSource {
     fn vectors(&self) -> Vec<(u64, u64)> {
         let names = self.weights.tensors().iter().map(|info| &info.name);
         let vectors = names.filter(|name| !self.matrices.contains_key(*name));
-        vectors.filter_map(|name| self.weights.stored(name)).map(|stored| (stored.offset, stored.bytes)).collect()
+        vectors
+            .filter_map(|name| self.weights.stored(name))
+            .map(|stored| (stored.offset, stored.bytes))
+            .collect()
     }
 }
 
@@ -63,8 +66,9 @@ pub(super) fn of_all<T: Sync>(
 ) -> Result<Vec<String>, ModelError> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(parts.len())));
     let work = || {
-        while let Some((at, part)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, parts.get(at)?)))
-        {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = parts.get(at) else { return };
             let hashed = hash(part);
             done.lock().unwrap_or_else(PoisonError::into_inner).push((at, hashed));
         }

@@ -180,10 +180,16 @@ impl MatrixEntry {
             return Err(format!("[{}, {}] is no matrix of a model", self.n, self.k));
         }
         match self.panel {
-            None if self.format.is_quantised() => Err(format!("{} is packed in panels, not in rows", self.format)),
+            None if self.format.is_quantised() => {
+                Err(format!("{} is packed in panels, not in rows", self.format))
+            }
             None if self.paired => Err("only panels are paired".to_owned()),
-            Some(width) if !matches!(width, 32 | 64) => Err(format!("panels of {width}; there are those of 32 and 64")),
-            Some(_) if self.paired && !self.n.is_multiple_of(2) => Err(format!("{} rows are no pair", self.n)),
+            Some(width) if !matches!(width, 32 | 64) => {
+                Err(format!("panels of {width}; there are those of 32 and 64"))
+            }
+            Some(_) if self.paired && !self.n.is_multiple_of(2) => {
+                Err(format!("{} rows are no pair", self.n))
+            }
             _ => Ok(()),
         }
     }

@@ -19,7 +19,14 @@ fn options(weights: WeightFormat) -> LoadOptions {
 /// A model with everything: biases, an LM head of its own.
 fn spec() -> DecoderSpec {
     let tiny = random_spec("tiny").unwrap();
-    DecoderSpec { qkv_bias: true, out_bias: true, mlp_bias: true, tied_embeddings: false, n_layers: 2, ..tiny }
+    DecoderSpec {
+        qkv_bias: true,
+        out_bias: true,
+        mlp_bias: true,
+        tied_embeddings: false,
+        n_layers: 2,
+        ..tiny
+    }
 }
 
 fn pack(spec: &DecoderSpec, options: LoadOptions, dir: &Path) -> PackedModel {
@@ -39,7 +46,8 @@ fn pack(spec: &DecoderSpec, options: LoadOptions, dir: &Path) -> PackedModel {
 
 #[test]
 fn every_matrix_and_vector_comes_back_as_it_was_read_or_mapped() {
-    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8Group(64), WeightFormat::Int4(32)] {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8Group(64), WeightFormat::Int4(32)]
+    {
         for spec in [random_spec("tiny").unwrap(), spec()] {
             let dir = tempfile::tempdir().unwrap();
             let packed = pack(&spec, options(format), dir.path());
@@ -117,7 +125,10 @@ fn what_is_packed_otherwise_is_refused_and_says_how() {
         &["lm_head.weight", "bf16 is asked for"],
     );
     refused(LoadOptions { search_scales: false, ..int8() }, &["--quant-rounding search"]);
-    refused(LoadOptions { panel_width: Some(32), ..own() }, &["panels of 64", "panels of 32", "LIBXSMM_BLOCK_SIZE"]);
+    refused(
+        LoadOptions { panel_width: Some(32), ..own() },
+        &["panels of 64", "panels of 32", "LIBXSMM_BLOCK_SIZE"],
+    );
     let floats = tempfile::tempdir().unwrap();
     pack(&spec, options(WeightFormat::F32), floats.path());
     let error = PackedSource::open(floats.path()).unwrap().check_options(ARCH, &own()).unwrap_err();
@@ -161,7 +172,9 @@ fn an_error_of_the_disk_ends_the_writing() {
     let mut full = |_| Err(io::ErrorKind::StorageFull.into());
     let other = tempfile::tempdir().unwrap();
     let error = packed.write(other.path(), origin(), OriginKind::Hf, "scalar", &mut full).unwrap_err();
-    assert!(matches!(&error, ModelError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull));
+    assert!(
+        matches!(&error, ModelError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    );
     let gone = other.path().join("gone");
     let error = packed.write(&gone, origin(), OriginKind::Hf, "scalar", &mut |_| Ok(())).unwrap_err();
     assert!(error.to_string().contains("cannot write") && error.to_string().contains(WEIGHTS), "{error}");

@@ -81,7 +81,8 @@ impl PackedModel {
     fn manifest(&self, origin: Origin, kind: OriginKind, isa: &str) -> Result<Manifest, ModelError> {
         let hashes = checksum::of_all(&self.matrices, |m| Ok(checksum::of_bytes([m.weights.stored()])))?;
         let vectors = self.vectors.iter().map(|(_, vector)| bytemuck::cast_slice(vector));
-        let loss = |l: &QuantLoss| Loss { format: l.format, weights: l.weights, relative_rms: l.relative_rms };
+        let loss =
+            |l: &QuantLoss| Loss { format: l.format, weights: l.weights, relative_rms: l.relative_rms };
         Ok(Manifest {
             layout: PackedWeights::LAYOUT_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
