@@ -7,6 +7,7 @@ mod imatrix;
 mod kv;
 mod models;
 mod operators;
+mod pack;
 mod platform;
 mod quant;
 mod sampling;
@@ -24,10 +25,11 @@ pub(crate) use self::imatrix::ImatrixArgs;
 pub(crate) use self::kv::{KindChoice, KvArgs, KvPlanArgs};
 pub(crate) use self::models::{ListArgs, PullArgs, RmArgs, ShowArgs};
 pub(crate) use self::operators::{JitArgs, JitCommand, JitDumpArgs, OpsArgs, PlanArgs};
+pub(crate) use self::pack::{PackArgs, PackFloatsArgs, QuantizeArgs};
 pub(crate) use self::platform::{
     Allocator, DoctorArgs, EnvArgs, HugePageChoice, LaunchArgs, NumaChoice, PlatformArgs,
 };
-pub(crate) use self::quant::QuantArgs;
+pub(crate) use self::quant::{Quant, QuantArgs};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};
@@ -59,6 +61,8 @@ pub(crate) enum Command {
     Env(EnvArgs),
     Launch(LaunchArgs),
     KvPlan(KvPlanArgs),
+    Quantize(QuantizeArgs),
+    Pack(PackFloatsArgs),
     Pull(PullArgs),
     List(ListArgs),
     Show(ShowArgs),

@@ -16,6 +16,7 @@ pub(crate) mod launch;
 pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod ops;
+pub(crate) mod pack;
 pub(crate) mod plan;
 pub(crate) mod pull;
 pub(crate) mod rm;

@@ -67,6 +67,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Launch(args) => commands::launch::run(&env, &args),
         Command::Env(args) => commands::env::run(&args),
         Command::KvPlan(args) => commands::kv_plan::run(&env, &args),
+        Command::Quantize(args) => commands::pack::quantize(&env, &args),
+        Command::Pack(args) => commands::pack::run_floats(&env, &args),
         Command::Pull(args) => commands::pull::run(&env, &args),
         Command::List(args) => commands::list::run(&env, &args),
         Command::Show(args) => commands::show::run(&env, &args),

@@ -178,8 +178,12 @@ impl Buffer {
     }
 
     /// The elements, to write; bytes after the last whole one are left out.
+    ///
+    /// # Panics
+    /// The bytes are those of a [mapped](Self::mapped) file, which are only read.
     pub fn as_mut_slice<E: Element>(&mut self) -> &mut [E] {
-        // SAFETY: as in `as_slice`, and `&mut self` makes it exclusive.
+        assert!(!matches!(self.owner, Owner::File { .. }), "a mapped file is only read");
+        // SAFETY: as in `as_slice`, and `&mut self` makes it exclusive; memory that cannot be written was refused.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().cast(), self.len / size_of::<E>()) }
     }
 }
@@ -187,7 +191,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         match self.owner {
-            Owner::Nobody | Owner::Region { .. } => {}
+            Owner::Nobody | Owner::Region { .. } | Owner::File { .. } => {}
             #[cfg(not(target_os = "linux"))]
             Owner::Reserved(_) => {}
             // SAFETY: `ptr` came from `alloc_zeroed` with this layout and was not freed before.
@@ -216,6 +220,10 @@ enum Owner {
     /// A part of a larger buffer.
     Region {
         _alive: Arc<Buffer>,
+    },
+    /// A part of a file, without write access.
+    File {
+        _alive: Arc<mapped::MappedFile>,
     },
     #[cfg(target_os = "linux")]
     Mapping(usize),

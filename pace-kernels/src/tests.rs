@@ -19,6 +19,7 @@ mod quantize;
 mod rotate;
 mod select;
 mod softmax;
+mod stored;
 mod weights;
 
 use proptest::prelude::*;

@@ -6,6 +6,7 @@ mod four_bits;
 mod panels;
 mod quantize;
 mod slice;
+mod stored;
 
 use std::ops::Range;
 
@@ -132,6 +133,12 @@ impl PackedWeights {
         Ok(packed)
     }
 
+    /// A matrix without memory.
+    fn unpacked(spec: PackSpec, n: usize, k: usize) -> Result<Self, OutOfMemory> {
+        check_spec(spec, n);
+        Ok(Self { n, k, spec, data: Buffer::zeroed(0, Placement::default())? })
+    }
+
     /// Memory for a matrix, without its weights.
     fn allocate(
         spec: PackSpec,
@@ -139,15 +146,11 @@ impl PackedWeights {
         k: usize,
         memory: impl Fn(usize) -> Result<Buffer, OutOfMemory>,
     ) -> Result<Self, OutOfMemory> {
-        check_spec(spec, n);
-        let mut packed = Self { n, k, spec, data: Buffer::zeroed(0, Placement::default())? };
-        if n == 0 || k == 0 {
+        let mut packed = Self::unpacked(spec, n, k)?;
+        let bytes = packed.needed()?;
+        if bytes == 0 {
             return Ok(packed);
         }
-        let bytes = match packed.panels() {
-            Some(panels) => product(&[panels.count(), panel_bytes(&panels)?])?,
-            None => product(&[n, k, spec.format.step_bytes() / spec.format.step_inputs()])?,
-        };
         packed.data = memory(bytes)?;
         Ok(packed)
     }
@@ -358,8 +361,8 @@ fn pack_rows<W: Element, E: Send, F>(
 where
     F: Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
 {
-    let panel_rows = (PANEL_BYTES / size_of::<f32>() / k).clamp(1, PANEL_ROWS).min(n);
-    let cuts: Vec<usize> = (0..n).step_by(panel_rows).chain([n]).collect();
+    let cuts = row_cuts(n, k);
+    let panel_rows = cuts[1];
     let in_place = W::DTYPE == crate::DType::F32;
     let panel_bytes = if in_place { 0 } else { product(&[panel_rows, k, size_of::<f32>(), par.threads()])? };
     let mut panels = Buffer::zeroed(panel_bytes, Placement::default())?;
@@ -382,6 +385,12 @@ where
         });
     });
     first.into_result().map_err(PackError::Fill)
+}
+
+/// Where `n` rows, of which there is one or more, are cut to be stored by a thread at a time.
+fn row_cuts(n: usize, k: usize) -> Vec<usize> {
+    let panel_rows = (PANEL_BYTES / size_of::<f32>() / k).clamp(1, PANEL_ROWS).min(n);
+    (0..n).step_by(panel_rows).chain([n]).collect()
 }
 
 /// The product as a size in bytes, or the error that says that there is no such amount of memory.

@@ -98,6 +98,15 @@ impl Architecture {
         names::roles(spec).map(move |role| (self.tensor_name(naming, role), tensor_shape(spec, role)))
     }
 
+    /// Tensors beside the [expected](Self::expected_tensors) ones that [`spec_from_gguf`](Self::spec_from_gguf) reads,
+    /// where there are any: a model that is stored elsewhere needs them, too.
+    pub const fn spec_tensors(self, naming: Naming) -> &'static [&'static str] {
+        match (self, naming) {
+            (Self::Llama, Naming::Gguf) => &[rope::FACTORS],
+            (Self::Llama, Naming::Hf) => &[],
+        }
+    }
+
     /// Checks, before anything is read, that `source` holds every expected tensor in its shape. Tensors that the
     /// decoder does not read are allowed, as in transformers.
     ///

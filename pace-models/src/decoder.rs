@@ -1,9 +1,9 @@
 //! [`Decoder`]: the one implementation of [`Model`], driven by a [`DecoderSpec`].
 
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::Hasher;
 use std::sync::Arc;
 
-use pace_kernels::{ActMut, ActRef, Arena, DType, Kernels, MatMut, Par, Unit};
+use pace_kernels::{ActMut, ActRef, DType, Kernels, MatMut, Par, Unit};
 use pace_ops::{
     AttentionShape, Backend, Embedding, LayerKind, LmHead, Norm, OpCx, OpShape, Operator, Rope, RopeAngles,
     Selection, Work,
@@ -14,9 +14,10 @@ use crate::batch::{Sequence, Workspace};
 use crate::layer::{Layer, load_norm};
 use crate::rope::RopeFrequencies;
 use crate::self_attention::attention_shape;
-use crate::tensor_loader::{LoadOptions, Losses, TensorLoader};
+use crate::tensor_loader::{LoadOptions, TensorLoader};
 use crate::weights::WeightSource;
-use crate::{DecoderSpec, Model, ModelError, ModelFormats, WeightMemory};
+use crate::weights::packed::PackedMatrix;
+use crate::{DecoderSpec, Model, ModelError, WeightMemory};
 
 /// A pre-norm decoder-only transformer.
 pub struct Decoder {
@@ -50,29 +51,23 @@ impl Decoder {
         par: Par<'_>,
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Self, ModelError> {
-        arch.validate_shapes(source, spec)?;
-        options.importance.as_ref().map_or(Ok(()), |importance| importance.check(spec))?;
-        let selection = Selection::new(options.build_cx(kernels), options.operators, options.plan.clone());
-        let formats = ModelFormats::new(source, arch, spec, &options);
-        let (activations, bytes) = (options.activations, formats.bytes(spec));
-        let arena = match &options.shared {
-            Some(memory) => Arena::shared(options.placement, Arc::clone(memory)),
-            None => Arena::new(options.placement),
-        };
-        let (layout, losses) = (DefaultHasher::new(), Losses::default());
-        let mut loader = TensorLoader {
-            source,
-            arch,
-            spec,
-            options,
-            formats,
-            losses,
-            selection,
-            par,
-            arena,
-            layout,
-            progress,
-        };
+        Self::load_keeping(source, arch, spec, options, kernels, par, progress, None)
+    }
+
+    /// As [`load`](Self::load); the matrices are put into `kept`, too.
+    pub(crate) fn load_keeping(
+        source: &dyn WeightSource,
+        arch: Architecture,
+        spec: &DecoderSpec,
+        options: LoadOptions,
+        kernels: Kernels,
+        par: Par<'_>,
+        progress: &(dyn Fn(usize) + Sync),
+        kept: Option<&mut Vec<PackedMatrix>>,
+    ) -> Result<Self, ModelError> {
+        let mut loader = TensorLoader::new(source, arch, spec, options, kernels, par, progress)?;
+        loader.kept = kept;
+        let (activations, bytes) = (loader.options.activations, loader.formats.bytes(spec));
         let (embedding, lm_head) = load_vocabulary(&mut loader)?;
         let layers = (0..spec.n_layers).map(|i| Layer::load(&mut loader, i)).collect::<Result<_, _>>()?;
         let final_norm = load_norm(&mut loader, Role::FinalNorm)?;
@@ -80,6 +75,7 @@ impl Decoder {
         let rope = Rope::new(loader.build(), spec.head_dim, activations, choice)?;
         let rope = loader.admit(rope);
         source.check_unchanged()?;
+        let losses = source.packed().map_or_else(|| loader.losses.into_list(), |packed| packed.losses());
         Ok(Self {
             spec: spec.clone(),
             activations,
@@ -94,7 +90,7 @@ impl Decoder {
                 huge_share: loader.arena.huge_share(),
                 layout: loader.layout.finish(),
                 addresses: loader.arena.addresses(),
-                losses: loader.losses.into_list(),
+                losses,
             },
             attention: attention_shape(spec),
             selection: loader.selection,

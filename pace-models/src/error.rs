@@ -76,6 +76,22 @@ pub enum ModelError {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// A packed model was asked for in another way than it is packed.
+    #[error("{path}: {what}", path = .path.display())]
+    PackedOtherwise {
+        /// The manifest.
+        path: PathBuf,
+        /// How it is packed, what was asked for, and what to do.
+        what: String,
+    },
+    /// A packed model cannot be written.
+    #[error("cannot write {path}: {source}", path = .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// An operator cannot be built.
     #[error(transparent)]
     Op(#[from] pace_ops::OpError),
@@ -85,6 +101,11 @@ impl ModelError {
     /// An [`ModelError::Io`] for `path`.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), source }
+    }
+
+    /// An [`ModelError::Write`] for `path`.
+    pub fn write(path: &Path, source: std::io::Error) -> Self {
+        Self::Write { path: path.to_path_buf(), source }
     }
 
     /// A [`ModelError::File`] for `path`.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use pace_kernels::MappedFile;
 
@@ -44,7 +44,7 @@ pub(crate) struct DataFile {
     path: PathBuf,
     file: File,
     stamp: Stamp,
-    map: RwLock<Option<MappedFile>>,
+    map: RwLock<Option<Arc<MappedFile>>>,
 }
 
 impl DataFile {
@@ -72,9 +72,14 @@ impl DataFile {
         }
     }
 
+    /// The mapping, if there is one.
+    pub(crate) fn mapping(&self) -> Option<Arc<MappedFile>> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Maps the file, or gives the mapping up.
     pub(crate) fn set_mapped(&self, mapped: bool) -> Result<(), ModelError> {
-        let map = mapped.then(|| MappedFile::new(&self.file)).transpose();
+        let map = mapped.then(|| MappedFile::new(&self.file).map(Arc::new)).transpose();
         let map = map.map_err(|e| ModelError::file(&self.path, format!("cannot be mapped: {e}")))?;
         *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
         Ok(())

@@ -127,17 +127,23 @@ impl ModelFormats {
     }
 }
 
-/// The format that holds the tensors of `roles` as the files have them, if the options want that and there is one.
+/// The format that holds the tensors of `roles` as the files have them, if the options want that and there is one; of a
+/// packed model, the one that it has.
 fn own_format(
     source: &dyn WeightSource,
     arch: Architecture,
     options: &LoadOptions,
     roles: &[Role],
 ) -> Option<WeightFormat> {
+    let name = |role: &Role| arch.tensor_name(source.naming(), *role);
+    if let Some(packed) = source.packed() {
+        let names: Vec<String> = roles.iter().map(name).collect();
+        return packed.format(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    }
     if !options.own_formats {
         return None;
     }
-    let own = |role: &Role| source.codes(&arch.tensor_name(source.naming(), *role));
+    let own = |role: &Role| source.codes(&name(role));
     let (first, rest) = roles.split_first()?;
     rest.iter().try_fold(own(first)?, |joined, role| codes::join(joined, own(role)?))
 }

@@ -12,6 +12,7 @@ mod formats;
 mod importance;
 mod layer;
 mod model;
+mod packing;
 mod rope;
 mod self_attention;
 mod spec;

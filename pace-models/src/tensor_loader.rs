@@ -17,6 +17,7 @@ pub(crate) use self::quantised::Losses;
 pub use self::quantised::QuantLoss;
 use crate::arch::{Architecture, LayerRole, Role, unpermute_row};
 use crate::weights::WeightSource;
+use crate::weights::packed::PackedMatrix;
 use crate::{DecoderSpec, Importance, ModelError, ModelFormats};
 
 /// In which formats a model is kept, and which backends compute it.
@@ -118,6 +119,45 @@ pub(crate) struct TensorLoader<'a> {
     /// What each matrix was packed as, in their order.
     pub(crate) layout: DefaultHasher,
     pub(crate) progress: &'a (dyn Fn(usize) + Sync),
+    /// Where matrices are kept, if somebody wants them besides the operators.
+    pub(crate) kept: Option<&'a mut Vec<PackedMatrix>>,
+}
+
+impl<'a> TensorLoader<'a> {
+    /// Checks every tensor's presence and shape, and that a packed model is what the options ask for.
+    pub(crate) fn new(
+        source: &'a dyn WeightSource,
+        arch: Architecture,
+        spec: &'a DecoderSpec,
+        options: LoadOptions,
+        kernels: Kernels,
+        par: Par<'a>,
+        progress: &'a (dyn Fn(usize) + Sync),
+    ) -> Result<Self, ModelError> {
+        arch.validate_shapes(source, spec)?;
+        options.importance.as_ref().map_or(Ok(()), |importance| importance.check(spec))?;
+        if let Some(packed) = source.packed() {
+            packed.check_options(arch, &options)?;
+        }
+        let arena = match &options.shared {
+            Some(memory) => Arena::shared(options.placement, Arc::clone(memory)),
+            None => Arena::new(options.placement),
+        };
+        Ok(Self {
+            source,
+            arch,
+            spec,
+            formats: ModelFormats::new(source, arch, spec, &options),
+            losses: Losses::default(),
+            selection: Selection::new(options.build_cx(kernels), options.operators, options.plan.clone()),
+            options,
+            par,
+            arena,
+            layout: DefaultHasher::new(),
+            progress,
+            kept: None,
+        })
+    }
 }
 
 impl TensorLoader<'_> {
@@ -153,34 +193,53 @@ impl TensorLoader<'_> {
         let parts = self.parts(roles);
         let (n, spec) = (parts.last().map_or(0, |p| p.rows.end), spec.into());
         (n, k, spec).hash(&mut self.layout);
-        let packed = if spec.format.is_quantised() {
-            let importance = self.importance(roles);
-            self.pack_integers(&parts, n, k, spec, self.rounding(importance.as_deref()))
-        } else {
-            PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
-                for (part, own) in overlaps(&parts, &rows) {
-                    let slice = &mut out[(own.start - rows.start) * k..(own.end - rows.start) * k];
-                    self.read_rows(part, own.start - part.rows.start, k, slice)?;
-                }
-                (self.progress)(out.len());
-                Ok(())
-            })
-        };
-        match packed {
-            Ok(weights) if self.arena.is_filled() => {
-                (self.progress)(n * k);
-                Ok(Arc::new(weights))
-            }
-            Ok(weights) => {
-                parts.iter().try_for_each(|part| self.refuse_zeros(part))?;
-                Ok(Arc::new(weights))
-            }
-            Err(PackError::Fill(error)) => Err(error),
+        if let Some(source) = self.source.packed() {
+            let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+            let weights = source.matrix(&names, (n, k), spec, &self.arena, &self.par)?;
+            (self.progress)(n * k);
+            return Ok(Arc::new(weights));
+        }
+        let importance = self.importance(roles);
+        let weights = match self.pack(&parts, n, k, spec, importance.as_deref()) {
+            Ok(weights) => Arc::new(weights),
+            Err(PackError::Fill(error)) => return Err(error),
             Err(PackError::OutOfMemory(e)) => {
                 let tensor = parts.first().map_or_else(String::new, |p| p.name.clone());
-                Err(ModelError::OutOfMemory { tensor, bytes: e.bytes })
+                return Err(ModelError::OutOfMemory { tensor, bytes: e.bytes });
             }
+        };
+        if self.arena.is_filled() {
+            (self.progress)(n * k);
+            return Ok(weights);
         }
+        parts.iter().try_for_each(|part| self.refuse_zeros(part))?;
+        if let Some(kept) = &mut self.kept {
+            let parts = parts.into_iter().map(|part| (part.name, part.rows.len())).collect();
+            kept.push(PackedMatrix { parts, weights: Arc::clone(&weights) });
+        }
+        Ok(weights)
+    }
+
+    /// Packs the rows of `parts` in any format.
+    fn pack(
+        &self,
+        parts: &[Part],
+        n: usize,
+        k: usize,
+        spec: PackSpec,
+        importance: Option<&[f32]>,
+    ) -> Result<PackedWeights, PackError<ModelError>> {
+        if spec.format.is_quantised() {
+            return self.pack_integers(parts, n, k, spec, self.rounding(importance));
+        }
+        PackedWeights::pack_in(&self.arena, spec, n, k, &self.par, |rows, out| {
+            for (part, own) in overlaps(parts, &rows) {
+                let slice = &mut out[(own.start - rows.start) * k..(own.end - rows.start) * k];
+                self.read_rows(part, own.start - part.rows.start, k, slice)?;
+            }
+            (self.progress)(out.len());
+            Ok(())
+        })
     }
 
     /// The vectors of `roles`, one behind the other.

@@ -1,10 +1,11 @@
-//! Where weights come from: [`WeightSource`] and its four implementations.
+//! Where weights come from: [`WeightSource`] and its implementations.
 //!
 //! A source hands out rows of a named tensor as f32, which packing rounds to the format that is kept, or where they are
 //! stored as integers with scales as these. No source ever holds a whole tensor in f32.
 
 pub mod codes;
 pub mod gguf;
+pub mod packed;
 pub mod quantised;
 pub mod random;
 pub mod safetensors;
@@ -101,6 +102,11 @@ pub trait WeightSource: Send + Sync {
         rows: &mut CodeRows<'_>,
     ) -> Result<(), ModelError> {
         self.read_codes(name, first_row, format, rows)
+    }
+
+    /// The packed model that this is, whose matrices are had in their packed form alone.
+    fn packed(&self) -> Option<&packed::PackedSource> {
+        None
     }
 
     /// Reads the files through mappings from now on, or no longer. A mapping shares the system's copy of a file, and each

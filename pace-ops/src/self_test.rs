@@ -90,6 +90,24 @@ impl Sample {
         self.compare_numbers(backend, &got, &want)
     }
 
+    /// As [`compare`](Self::compare), of the first and the last `edge` columns.
+    pub(crate) fn compare_edges(
+        &self,
+        backend: Backend,
+        got: &ActBuf,
+        want: &ActBuf,
+        rows: usize,
+        edge: usize,
+    ) -> Result<(), Mismatch> {
+        let cut = |buf: &ActBuf| {
+            let (rows, cols) = (buf.rows(rows), buf.rows(rows).cols());
+            let all = numbers(rows);
+            let ends = |row: &[f32]| [&row[..edge.min(cols)], &row[cols.saturating_sub(edge)..]].concat();
+            all.chunks(cols.max(1)).flat_map(ends).collect::<Vec<_>>()
+        };
+        self.compare_numbers(backend, &cut(got), &cut(want))
+    }
+
     fn compare_numbers(&self, backend: Backend, got: &[f32], want: &[f32]) -> Result<(), Mismatch> {
         // f32 differs by the order of sums. A bf16 result is rounded once or twice, each by 2^-9 at most; int8 rounds
         // every activation by half of 1/127 of its group's largest, which sums of many products average out.

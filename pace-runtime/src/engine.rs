@@ -176,6 +176,8 @@ impl EngineConfig {
     fn weights_need(&self, files: &ModelFiles) -> u64 {
         match &self.load.shared {
             Some(memory) if memory.is_filled() => 0,
+            // A mapping is the system's memory for files, which it takes back.
+            _ if self.load.mmap && files.source().packed().is_some() => 0,
             _ => files.packed_formats(&self.load).bytes(files.spec()) as u64,
         }
     }

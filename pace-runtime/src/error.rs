@@ -60,6 +60,14 @@ pub enum RuntimeError {
         /// Why.
         source: std::io::Error,
     },
+    /// A packed model has no place to go to.
+    #[error("{}: {what}", .path.display())]
+    PackTarget {
+        /// Where it was to go.
+        path: PathBuf,
+        /// What is wrong with that, and what would be right.
+        what: String,
+    },
     /// The thread pool cannot be built.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -182,14 +190,18 @@ impl RuntimeError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Kv(KvError::Splits { .. }) => ErrorKind::Usage,
-            Self::Model(ModelError::OutOfMemory { .. })
+            Self::Model(ModelError::OutOfMemory { .. } | ModelError::Write { .. })
             | Self::Pool(_)
             | Self::Kv(_)
             | Self::PlanFile { .. }
             | Self::KvMemory { .. }
             | Self::QueueFull { .. }
             | Self::OutOfMemory { .. } => ErrorKind::Resources,
-            Self::Model(ModelError::Op(_) | ModelError::UnknownRandomModel { .. }) => ErrorKind::Usage,
+            Self::Model(
+                ModelError::Op(_)
+                | ModelError::UnknownRandomModel { .. }
+                | ModelError::PackedOtherwise { .. },
+            ) => ErrorKind::Usage,
             Self::Tokenizer(
                 TokenizerError::TextTooLong { .. }
                 | TokenizerError::Encode { .. }
@@ -199,6 +211,7 @@ impl RuntimeError {
             | Self::Param(_)
             | Self::Env(_)
             | Self::Partition(_)
+            | Self::PackTarget { .. }
             | Self::Cores(_)
             | Self::EmptyPrompt
             | Self::PromptTooLong { .. }

@@ -30,7 +30,7 @@ pub use divergence::{Divergence, DivergenceError, DivergenceSummary};
 pub use engine::{EngineConfig, EngineHandle, EngineInfo, LoadProgress, Sharing};
 pub use error::{ErrorKind, RuntimeError};
 pub use instance::{Answers, Completion, Instances, Part, PartitionError, WorkQueue, partition};
-pub use loader::{FormatShare, ModelFiles, ModelRef};
+pub use loader::{FormatShare, ModelFiles, ModelRef, PackReport, PackTarget};
 pub use metrics::EngineMetrics;
 pub use request::{
     Canceller, Finish, FinishReason, Request, Score, ScoreRequest, ScoreStream, ScoreUpdate, SequenceCache,

@@ -1,5 +1,7 @@
 //! [`ModelFiles`]: a model on disk, opened and checked but not yet read.
 
+mod packed;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,10 +12,12 @@ use pace_kernels::{Kernels, Par};
 use pace_models::config::HfConfig;
 use pace_models::weights::WeightSource;
 use pace_models::weights::gguf::{GgufFile, Metadata};
-use pace_models::weights::quantised::open_directory;
+use pace_models::weights::packed::PackedSource;
+use pace_models::weights::quantised;
 use pace_models::weights::random::{RandomSource, random_spec};
 use pace_models::{Architecture, Decoder, DecoderSpec, LoadOptions, Model, ModelError, ModelFormats};
 
+pub use self::packed::{PackReport, PackTarget};
 use crate::chat::ChatTemplate;
 use crate::generation_config::GenerationConfig;
 use crate::tokenizer::Tokenizer;
@@ -25,7 +29,7 @@ const RANDOM_SEED: u64 = 0x5eed;
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelRef {
-    /// A directory in HF's layout.
+    /// A directory in HF's layout, or with a packed model.
     Directory(PathBuf),
     /// A GGUF file.
     Gguf(PathBuf),
@@ -36,6 +40,7 @@ pub enum ModelRef {
 /// A model's headers, configuration, tokenizer and chat template; its weights stay on disk until
 /// [`load`](Self::load).
 pub struct ModelFiles {
+    origin: ModelRef,
     name: String,
     architecture: Architecture,
     spec: DecoderSpec,
@@ -85,7 +90,7 @@ impl ModelRef {
     /// The model has no tokenizer, or its files are malformed.
     pub fn open_tokenizer(&self) -> Result<Arc<Tokenizer>, RuntimeError> {
         let tokenizer = match self {
-            Self::Directory(dir) => Tokenizer::from_dir(dir)?,
+            Self::Directory(dir) => packed::tokenizer(dir)?,
             Self::Gguf(path) => Tokenizer::from_gguf(GgufFile::open(path)?.metadata())?,
             Self::Random(_) => None,
         };
@@ -109,9 +114,10 @@ impl ModelFiles {
     /// A file is missing, malformed or contradicts another.
     pub fn open(model: &ModelRef) -> Result<Self, RuntimeError> {
         match model {
-            ModelRef::Directory(dir) => Self::open_directory(model.to_string(), dir),
-            ModelRef::Gguf(path) => Self::open_gguf(model.to_string(), path),
-            ModelRef::Random(name) => Self::open_random(model.to_string(), name),
+            ModelRef::Directory(dir) if PackedSource::is_in(dir) => Self::open_packed(model, dir),
+            ModelRef::Directory(dir) => Self::open_directory(model, dir),
+            ModelRef::Gguf(path) => Self::open_gguf(model, path),
+            ModelRef::Random(name) => Self::open_random(model, name),
         }
     }
 
@@ -221,46 +227,72 @@ impl ModelFiles {
         shares.into_iter().map(share).collect()
     }
 
-    fn open_directory(name: String, dir: &Path) -> Result<Self, RuntimeError> {
+    fn open_directory(model: &ModelRef, dir: &Path) -> Result<Self, RuntimeError> {
+        Self::open_checkpoint(model, dir, |config| quantised::open_directory(dir, config))
+    }
+
+    /// Opens a directory in HF's layout, whose weights are what `source` opens.
+    fn open_checkpoint(
+        model: &ModelRef,
+        dir: &Path,
+        source: impl FnOnce(&HfConfig) -> Result<Box<dyn WeightSource>, ModelError>,
+    ) -> Result<Self, RuntimeError> {
         let config = HfConfig::read(dir)?;
         let architecture = Architecture::from_hf(&config)?;
         let spec = architecture.spec_from_hf(&config)?;
-        let source = open_directory(dir, &config)?;
+        let source = source(&config)?;
         architecture.validate_shapes(source.as_ref(), &spec)?;
         let tokenizer = Tokenizer::from_dir(dir)?.map(Arc::new);
         let chat_template = chat_template(tokenizer.as_deref())?;
         let generation = GenerationConfig::read(dir)?.unwrap_or_default();
         let config_eos = config.root().token_ids("eos_token_id")?;
         let eos = unite([&config_eos, generation.eos_ids(), tokenizer_eos(tokenizer.as_deref())]);
-        Ok(Self { name, architecture, spec, source, tokenizer, chat_template, generation, eos })
+        let (origin, name) = (model.clone(), model.to_string());
+        Ok(Self { origin, name, architecture, spec, source, tokenizer, chat_template, generation, eos })
     }
 
-    fn open_gguf(name: String, path: &Path) -> Result<Self, RuntimeError> {
+    fn open_gguf(model: &ModelRef, path: &Path) -> Result<Self, RuntimeError> {
         let file = GgufFile::open(path)?;
-        let metadata: &Metadata = file.metadata();
+        let metadata = file.metadata().clone();
+        Self::with_metadata(model, &metadata, Box::new(file))
+    }
+
+    /// Opens a model that GGUF metadata describe, with weights from `source`.
+    fn with_metadata(
+        model: &ModelRef,
+        metadata: &Metadata,
+        source: Box<dyn WeightSource>,
+    ) -> Result<Self, RuntimeError> {
         let architecture = Architecture::from_gguf(metadata)?;
-        let spec = architecture.spec_from_gguf(metadata, &file)?;
-        architecture.validate_shapes(&file, &spec)?;
+        let spec = architecture.spec_from_gguf(metadata, source.as_ref())?;
+        architecture.validate_shapes(source.as_ref(), &spec)?;
         let tokenizer = Tokenizer::from_gguf(metadata)?.map(Arc::new);
         let chat_template = chat_template(tokenizer.as_deref())?;
         let eos = unite([tokenizer_eos(tokenizer.as_deref())]);
         let generation = GenerationConfig::default();
-        let source = Box::new(file);
-        Ok(Self { name, architecture, spec, source, tokenizer, chat_template, generation, eos })
+        let (origin, name) = (model.clone(), model.to_string());
+        Ok(Self { origin, name, architecture, spec, source, tokenizer, chat_template, generation, eos })
     }
 
-    fn open_random(name: String, shape: &str) -> Result<Self, RuntimeError> {
+    fn open_random(model: &ModelRef, shape: &str) -> Result<Self, RuntimeError> {
         let spec = random_spec(shape)?;
-        Ok(Self {
-            name,
+        let source = Box::new(RandomSource::new(&spec, RANDOM_SEED));
+        Ok(Self::without_tokenizer(model, spec, source))
+    }
+
+    /// A model of the built-in list, with weights from `source`.
+    fn without_tokenizer(model: &ModelRef, spec: DecoderSpec, source: Box<dyn WeightSource>) -> Self {
+        Self {
+            origin: model.clone(),
+            name: model.to_string(),
             architecture: Architecture::Llama,
-            source: Box::new(RandomSource::new(&spec, RANDOM_SEED)),
+            source,
             spec,
             tokenizer: None,
             chat_template: None,
             generation: GenerationConfig::default(),
             eos: Vec::new(),
-        })
+        }
     }
 }
 

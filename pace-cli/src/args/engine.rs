@@ -38,6 +38,7 @@ pub(crate) struct EngineArgs {
     pub(crate) kv_memory: Option<u64>,
     /// Map the model's files while they are read, instead of reading them. It is no faster, the files count as the process's
     /// memory meanwhile, and one that is shortened meanwhile ends the process. Packed weights are the same, in huge pages.
+    /// A model of `quantize` or `pack` is computed from the mapping: it starts at once and processes share it, in small pages.
     #[arg(long)]
     pub(crate) mmap: bool,
     /// Load weights that are NaN, infinite, absurdly large or nothing but zeros; by default the file counts as damaged.

@@ -60,11 +60,15 @@ pub(crate) struct RmArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   pace-cli show smollm2-135m
-  pace-cli show hf:HuggingFaceTB/SmolLM2-360M-Instruct --format json")]
+  pace-cli show hf:HuggingFaceTB/SmolLM2-360M-Instruct --format json
+  pace-cli show ./SmolLM2-int8 --verify")]
 pub(crate) struct ShowArgs {
     /// Which model; nothing is fetched.
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
+    /// Read all weights of a packed model and compare them with its checksums.
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// How the result is written.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: Format,

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 use pace_kernels::{KvDType, WeightFormat};
+use pace_models::file::clip;
+use pace_models::weights::packed::{Loss, Manifest, OriginFile};
 use pace_models::{DecoderSpec, RopeScaling};
 use pace_runtime::config::Env;
 use pace_runtime::kv_cache::{KvCacheKind, KvConfig, KvShape};
@@ -100,6 +102,7 @@ pub(crate) fn to_json(files: &ModelFiles) -> Value {
             "eos": files.eos(),
         })),
         "chat_template": files.chat_template().is_some(),
+        "pack": files.source().packed().map(|packed| pack_json(packed.manifest())),
     })
 }
 
@@ -145,7 +148,26 @@ pub(crate) fn to_text(files: &ModelFiles) -> String {
     row("memory, int8", format!("{} of KV cache a token", bytes(spec.kv_bytes_per_token(KvDType::Int8))));
     row("tokenizer", tokenizer(files));
     row("chat template", if files.chat_template().is_some() { "yes" } else { "none" }.to_owned());
+    if let Some(packed) = files.source().packed() {
+        let m = packed.manifest();
+        row("packed from", clip(&m.origin.name));
+        row("packed by", format!("PACE {} with {}, layout {}", clip(&m.version), clip(&m.isa), m.layout));
+    }
     out
+}
+
+/// What a packed model's manifest says of its making.
+fn pack_json(manifest: &Manifest) -> Value {
+    let file = |f: &OriginFile| json!({"name": f.name, "bytes": f.bytes, "modified": f.modified});
+    let loss = |l: &Loss| json!({"format": l.format.to_string(), "weights": l.weights, "relative_rms": l.relative_rms});
+    json!({
+        "origin": manifest.origin.name,
+        "origin_files": manifest.origin.files.iter().map(file).collect::<Vec<_>>(),
+        "version": manifest.version,
+        "isa": manifest.isa,
+        "layout": manifest.layout,
+        "losses": manifest.losses.iter().map(loss).collect::<Vec<_>>(),
+    })
 }
 
 /// Bytes that a cache of each kind comes to hold at most for the whole context.

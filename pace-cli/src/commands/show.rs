@@ -2,14 +2,16 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, bail};
 use pace_runtime::config::Env;
-use pace_runtime::{ModelFiles, ModelRef};
+use pace_runtime::{ModelFiles, ModelRef, RuntimeError};
 use serde_json::{Value, json};
 
 use super::{info, list};
 use crate::args::{Format, ShowArgs};
+use crate::exit::Usage;
 use crate::hub::{Models, OnDisk, Reference, Wanted, models_in};
 use crate::output::{self, bytes};
 
@@ -23,9 +25,21 @@ struct Known {
 
 pub(crate) fn run(env: &Env, args: &ShowArgs) -> Result<()> {
     let known = look(env, &args.name)?;
+    let verified = args.verify.then(|| verify(&args.name, &known)).transpose()?;
     match args.format {
-        Format::Json => output::json(&to_json(&args.name, &known))?,
-        Format::Text => output::stream(&to_text(&args.name, &known))?,
+        Format::Json => {
+            let mut out = to_json(&args.name, &known);
+            out["verified_bytes"] = json!(verified);
+            output::json(&out)?;
+        }
+        Format::Text => {
+            let mut out = to_text(&args.name, &known);
+            if let Some(verified) = verified {
+                let size = bytes(usize::try_from(verified).unwrap_or(usize::MAX));
+                let _ = writeln!(out, "{:<15}{size} of weights have the checksums of pace.json", "verified");
+            }
+            output::stream(&out)?;
+        }
     }
     Ok(())
 }
@@ -49,6 +63,20 @@ fn look(env: &Env, name: &str) -> Result<Known> {
     };
     let files = path.as_deref().map(files).unwrap_or_default();
     Ok(Known { wanted, path, files, opened })
+}
+
+/// Compares a packed model with its checksums; says how many bytes were read.
+fn verify(name: &str, known: &Known) -> Result<u64> {
+    let opened = known.opened.as_ref().and_then(|opened| opened.as_ref().ok());
+    let packed = opened.and_then(|files| files.source().packed());
+    let packed =
+        packed.ok_or_else(|| Usage(format!("--verify: {name} is no packed model, and has no checksums")))?;
+    let read = AtomicU64::new(0);
+    let verified = packed.verify(&|bytes| {
+        read.fetch_add(bytes, Ordering::Relaxed);
+    });
+    verified.map_err(RuntimeError::from)?;
+    Ok(read.into_inner())
 }
 
 /// The files of a model, with their sizes.

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use pace_models::weights::packed::{MANIFEST, METADATA, WEIGHTS};
 use serde_json::Value;
 
 use super::reference::is_path;
@@ -17,6 +18,8 @@ pub(crate) enum Kind {
     Safetensors,
     /// One GGUF file, or the first of several.
     Gguf,
+    /// A directory that `pace-cli pack` or `pace-cli quantize` wrote.
+    Packed,
 }
 
 /// A model on disk.
@@ -54,6 +57,7 @@ impl Kind {
         match self {
             Self::Safetensors => "safetensors",
             Self::Gguf => "gguf",
+            Self::Packed => "packed",
         }
     }
 }
@@ -114,7 +118,9 @@ pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>> {
 }
 
 fn collect(dir: &Path, depth: usize, models: &mut Vec<OnDisk>) {
-    if let Some(files) = checkpoint(dir) {
+    if let Some(files) = packed(dir) {
+        models.push(OnDisk { path: dir.to_path_buf(), kind: Kind::Packed, files });
+    } else if let Some(files) = checkpoint(dir) {
         models.push(OnDisk { path: dir.to_path_buf(), kind: Kind::Safetensors, files });
     }
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -134,6 +140,16 @@ fn collect(dir: &Path, depth: usize, models: &mut Vec<OnDisk>) {
             }
         }
     }
+}
+
+/// The files of the packed model in `dir`, if it is one and complete.
+fn packed(dir: &Path) -> Option<Vec<PathBuf>> {
+    let [manifest, weights] = [MANIFEST, WEIGHTS].map(|name| dir.join(name));
+    if !manifest.is_file() || !weights.is_file() {
+        return None;
+    }
+    let others = [CONFIG, METADATA].into_iter().chain(SMALL).map(|name| dir.join(name));
+    Some([weights, manifest].into_iter().chain(others.filter(|file| file.is_file())).collect())
 }
 
 /// The files of the checkpoint in `dir`, if it is one and complete.

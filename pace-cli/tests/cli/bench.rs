@@ -6,7 +6,7 @@ use super::common::pace;
 use super::{json, keys};
 
 /// The keys of a result, as documented.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 30] = [
     "model",
     "size_bytes",
     "params",

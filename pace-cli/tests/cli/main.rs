@@ -14,6 +14,7 @@ mod kv_cache;
 mod length;
 mod models;
 mod operators;
+mod pack;
 mod platform;
 mod profile;
 #[cfg(target_os = "linux")]

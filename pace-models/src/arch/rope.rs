@@ -14,6 +14,9 @@ use super::llama::MAX_POSITIONS;
 /// The base where none is given, in HF and in GGUF.
 const DEFAULT_THETA: f64 = 10_000.0;
 
+/// The tensor of a GGUF file with a divisor for each frequency.
+pub(super) const FACTORS: &str = "rope_freqs.weight";
+
 /// RoPE of an HF configuration, and the longest sequence in tokens. `trained` is `max_position_embeddings`, which
 /// stays the trained length for `linear` and `dynamic` and includes the stretch for `llama3`.
 pub(super) fn from_hf(
@@ -189,15 +192,14 @@ fn gguf_factors(
     head_dim: usize,
     scale: f64,
 ) -> Result<Option<Vec<f32>>, ModelError> {
-    const NAME: &str = "rope_freqs.weight";
-    let fail = |what: String| ModelError::tensor(source.path(NAME), NAME, what);
-    let Some(info) = source.info(NAME) else { return Ok(None) };
+    let fail = |what: String| ModelError::tensor(source.path(FACTORS), FACTORS, what);
+    let Some(info) = source.info(FACTORS) else { return Ok(None) };
     let expected = [head_dim / 2];
     if info.shape != expected {
         return Err(fail(format!("has shape {:?}, but half of head_dim asks for {expected:?}", info.shape)));
     }
     let mut factors = vec![0.0; head_dim / 2];
-    source.read_f32(NAME, 0, &mut factors)?;
+    source.read_f32(FACTORS, 0, &mut factors)?;
     for (index, factor) in factors.iter_mut().enumerate() {
         let scaled = (f64::from(*factor) * scale) as f32;
         if !(scaled.is_finite() && scaled > 0.0) {

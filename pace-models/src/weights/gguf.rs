@@ -13,6 +13,7 @@ mod quant;
 mod reader;
 mod split;
 mod value;
+mod write;
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -44,6 +44,16 @@ struct Shard {
     data_start: u64,
 }
 
+/// Where a tensor lies in its file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StoredTensor {
+    /// The type, in the format's spelling.
+    pub(super) dtype: &'static str,
+    /// First byte, in the file.
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
 impl SafetensorsSource {
     /// Opens a model directory (with `model.safetensors`, else with `model.safetensors.index.json`) or one
     /// `.safetensors` file, and checks all headers.
@@ -141,6 +151,24 @@ impl SafetensorsSource {
 
     fn shard(&self, tensor: usize) -> &Shard {
         &self.shards[usize::from(self.tensors.places[tensor].shard)]
+    }
+
+    /// Where the bytes of a tensor lie in its file, whatever its type.
+    pub(super) fn stored(&self, name: &str) -> Option<StoredTensor> {
+        let at = self.find(name)?;
+        let place = &self.tensors.places[at];
+        let offset = self.shard(at).data_start + place.begin;
+        Some(StoredTensor { dtype: place.dtype.name(), offset, bytes: place.end - place.begin })
+    }
+
+    /// The first file, the only one of a source that was opened by the name of a file.
+    pub(super) fn single_file(&self) -> &DataFile {
+        &self.shards[0].file
+    }
+
+    /// Where the data of that file begin.
+    pub(super) fn single_data_start(&self) -> u64 {
+        self.shards[0].data_start
     }
 
     /// [`WeightSource::read_f32`], or if not `finite` [`WeightSource::read_any_f32`].

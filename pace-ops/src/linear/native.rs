@@ -22,11 +22,19 @@ const MANY_ROWS: usize = 8;
 /// A `[n, k]` weight matrix multiplied panel by panel.
 pub(crate) struct NativeMatrix {
     weights: Arc<PackedWeights>,
+    /// The output columns that are left out: as they were before.
+    left_out: Range<usize>,
 }
 
 impl NativeMatrix {
     pub(crate) fn new(weights: Arc<PackedWeights>) -> Self {
-        Self { weights }
+        Self { weights, left_out: 0..0 }
+    }
+
+    /// The first and the last `edge` output columns alone, and some beside them: a sample of a large matrix.
+    pub(crate) fn edges(weights: Arc<PackedWeights>, edge: usize) -> Self {
+        let left_out = edge..weights.n().saturating_sub(edge);
+        Self { weights, left_out }
     }
 
     /// Output columns.
@@ -85,6 +93,9 @@ impl LinearBackend for NativeMatrix {
         cx.par.grid_act(out, &[0, rows], width, &mut scratch, |slot, _, col_tile, mut tile| {
             let first_col = col_tile * width;
             let cols = first_col..first_col + tile.cols();
+            if self.left_out.start <= cols.start && cols.end <= self.left_out.end {
+                return;
+            }
             let (widened, rest) = slot.split_at_mut(widen_len);
             let (panel, row) = rest.split_at_mut(rows * width);
             let mut panel = MatMut::new(&mut panel[..rows * cols.len()], rows, cols.len());

@@ -10,6 +10,7 @@ mod corpus;
 mod gguf;
 mod index;
 mod meter;
+mod packed;
 mod safetensors;
 mod sample;
 mod targets;
@@ -60,6 +61,7 @@ fn all() -> Vec<Case> {
         gguf::cases(),
         tokenizer::cases(),
         template::cases(),
+        packed::cases(),
     ]
     .into_iter()
     .flatten()
@@ -82,7 +84,9 @@ fn every_case_is_refused_within_its_limits() {
 fn what_the_cases_start_from_is_a_good_model() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     install_hook();
-    for (label, sample) in [("HF", Sample::hf()), ("GGUF", GgufContents::good().sample())] {
+    for (label, sample) in
+        [("HF", Sample::hf()), ("GGUF", GgufContents::good().sample()), ("packed", packed::good())]
+    {
         for stage in [Stage::Open, Stage::Load, Stage::Render, Stage::Encode] {
             let dir = tempfile::tempdir().unwrap();
             sample.write(dir.path());
@@ -103,8 +107,12 @@ fn a_file_that_changes_while_it_is_loaded_is_an_error() {
     };
     let ways: [(&str, Change); 3] = [("shrinks", shrinks), ("grows", grows), ("is written", is_written)];
     for (label, change) in ways {
-        for (sample, name) in [(Sample::hf(), sample::WEIGHTS), (GgufContents::good().sample(), sample::GGUF)]
-        {
+        let samples = [
+            (Sample::hf(), sample::WEIGHTS),
+            (GgufContents::good().sample(), sample::GGUF),
+            (packed::good(), packed::WEIGHTS),
+        ];
+        for (sample, name) in samples {
             let dir = tempfile::tempdir().unwrap();
             sample.write(dir.path());
             let files = pace_runtime::ModelFiles::open(&sample.model(dir.path())).unwrap();

@@ -58,6 +58,24 @@ impl Sample {
         Self::hf().text(WEIGHTS, container(&tensors))
     }
 
+    /// The files of a directory.
+    pub(crate) fn of(dir: &Path) -> Self {
+        let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let entry = |path: PathBuf| {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            (name, Entry::Bytes(fs::read(&path).unwrap()))
+        };
+        Self { entries: files.map(entry).collect() }
+    }
+
+    /// The bytes of the file `name`.
+    pub(crate) fn bytes(&self, name: &str) -> &[u8] {
+        match &self.entries[name] {
+            Entry::Bytes(bytes) => bytes,
+            _ => panic!("{name} is no plain file"),
+        }
+    }
+
     /// As it is, but with `entry` called `name`.
     pub(crate) fn with(mut self, name: &str, entry: Entry) -> Self {
         self.entries.insert(name.to_owned(), entry);
