@@ -48,6 +48,28 @@ fn bf16_stays_close_to_transformers() {
     }
 }
 
+/// Activations that are rounded to integers move log-probabilities of models this small by about as much as bf16.
+#[test]
+fn integers_of_the_files_stay_close_to_transformers() {
+    let mut quantised = 0;
+    for (dir, expected) in fixtures() {
+        let model = model(&dir, &expected);
+        let files = pace_runtime::ModelFiles::open(&model).unwrap();
+        if files.source().tensors().iter().all(|info| files.source().codes(&info.name).is_none()) {
+            continue;
+        }
+        quantised += 1;
+        let mut config = config(DType::F32, 2);
+        config.load.own_formats = true;
+        let engine = start(&model, config).unwrap();
+        let all: Vec<f64> = expected.cases.iter().flat_map(|case| differences(case, &engine)).collect();
+        assert_close(&expected.name, DType::Bf16, &all);
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        assert!(mean > 1e-5, "{}: integers were not used", expected.name);
+    }
+    assert!(quantised >= 6, "{quantised} fixtures hold integers");
+}
+
 #[test]
 fn every_architecture_has_a_fixture() {
     let found: Vec<Architecture> = fixtures()

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from quantised import Quantisation, quantization_config
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Standard deviation of the logits. Larger values make bf16 comparisons meaningless, smaller ones make ties.
@@ -48,6 +50,8 @@ class Checkpoint:
     gguf_types: tuple[str, ...] | None = None
     gguf_version: int = 3
     gguf_alignment: int | None = None
+    # How the projections are quantised; None: not at all.
+    quantisation: Quantisation | None = None
     prompt_lengths: tuple[int, ...] = (1, 7, 40)
 
     @property
@@ -114,6 +118,8 @@ def config_json(spec: Checkpoint) -> dict:
         config |= {"attention_bias": spec.attention_bias, "mlp_bias": spec.mlp_bias, "num_key_value_heads": spec.kv_heads}
     if spec.head_dim or spec.config_style == "v5":
         config["head_dim"] = spec.head_size
+    if spec.quantisation is not None:
+        config["quantization_config"] = quantization_config(spec.quantisation)
     return config | rope_json(spec)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import gguf
 import torch
 
-from checkpoints import Checkpoint, draw, write_checkpoint
+from checkpoints import Checkpoint, config_json, draw, write_checkpoint, write_json
 from expected import MIN_MARGIN, expected, write_expected
 from gguf_files import read_tensors, write_gguf
+from quantised import Quantisation, write_weights
 from tiny_tokenizer import expected_texts, train, write_tokenizer
 
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "pace-runtime" / "tests" / "fixtures"
@@ -30,6 +31,7 @@ LLAMA3 = {
 SAMPLING = {"bos_token_id": 1, "do_sample": True, "eos_token_id": [2, 5], "temperature": 0.7, "top_k": 20, "top_p": 0.9}
 GQA = Checkpoint("gqa-tied", "bfloat16", 293, 60, 3, 6, 2, 102, tied=True, tokenizer=True)
 ROPE_LLAMA3 = Checkpoint("rope-llama3", "bfloat16", 241, 48, 2, 2, 1, 94, rope=LLAMA3, config_style="v4", tied=True)
+QUANTISED = Checkpoint("", "float16", 227, 64, 2, 4, 2, 96, config_style="v4")
 
 FIXTURES = [
     GQA,
@@ -54,6 +56,14 @@ FIXTURES = [
         "gguf-quant", "float32", 251, 64, 2, 4, 2, 96, gguf_types=("Q8_0", "Q4_0", "Q4_1"), gguf_version=2, gguf_alignment=64,
     ),
     replace(ROPE_LLAMA3, name="gguf-rope-freqs", gguf_types=("BF16",)),
+    replace(QUANTISED, name="gptq", quantisation=Quantisation("gptq", 4, 32, True)),
+    replace(
+        QUANTISED, name="gptq-act-order", quantisation=Quantisation("gptq", 4, 32, False, True, "gptq_v2"),
+    ),
+    replace(QUANTISED, name="gptq-int8", quantisation=Quantisation("gptq", 8, None, False)),
+    replace(QUANTISED, name="awq", attention_bias=True, quantisation=Quantisation("awq", 4, 32, False)),
+    replace(QUANTISED, name="w8a8", quantisation=Quantisation("int-quantized", 8, None, True)),
+    replace(QUANTISED, name="w4a16", quantisation=Quantisation("pack-quantized", 4, 32, False)),
 ]
 
 
@@ -61,6 +71,14 @@ def write_model(spec: Checkpoint, seed: int, directory: Path, scratch: Path) -> 
     """Writes the model of one seed; returns the directory from which transformers reads the same weights."""
     tensors = draw(spec, seed)
     tokenizer = train(spec.vocab) if spec.tokenizer else None
+    if spec.quantisation is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "config.json", config_json(spec))
+        meant = write_weights(tensors, spec.quantisation, directory, seed)
+        meant = {name: values.float().contiguous() for name, values in meant.items()}
+        check_stored(spec, tensors, meant)
+        write_checkpoint(replace(spec, dtype="float32", quantisation=None), meant, scratch)
+        return scratch
     if spec.gguf_types is None:
         write_checkpoint(spec, tensors, directory)
         if tokenizer is not None:
@@ -80,7 +98,8 @@ def check_stored(spec: Checkpoint, drawn: dict[str, torch.Tensor], stored: dict[
         raise ValueError(f"{spec.name}: tensors {sorted(set(drawn) ^ set(stored))} are on one side only")
     for name, values in drawn.items():
         gap = (stored[name] - values.float()).abs().mean() / values.float().abs().mean()
-        limit = 0.2 if any(kind.startswith("Q") for kind in spec.gguf_types) else 4e-3
+        rounded = spec.quantisation or any(kind.startswith("Q") for kind in spec.gguf_types)
+        limit = 0.2 if rounded else 4e-3
         if gap > limit:
             raise ValueError(f"{spec.name}: {name} is {gap:.2} away from what was drawn")
 
@@ -98,10 +117,15 @@ def make(spec: Checkpoint, seed: int, out: Path) -> dict:
             break
     else:
         raise ValueError(f"{spec.name}: no clear greedy choices with {ATTEMPTS} seeds")
-    model = {"name": spec.name, "model": "model.gguf" if spec.gguf_types else ".", "stored": spec.gguf_types or spec.dtype}
+    model = {"name": spec.name, "model": "model.gguf" if spec.gguf_types else ".", "stored": storage(spec)}
     texts = expected_texts(train(spec.vocab)) if spec.tokenizer else {}
     write_expected(directory / "expected.json", model | result | texts)
     return result
+
+
+def storage(spec: Checkpoint) -> str | tuple[str, ...]:
+    """How the matrices are stored, for expected.json."""
+    return spec.quantisation.label if spec.quantisation else spec.gguf_types or spec.dtype
 
 
 def check_llama3_bands(spec: Checkpoint) -> None:

@@ -11,6 +11,7 @@ mod gguf;
 mod index;
 mod meter;
 mod packed;
+mod quantised;
 mod safetensors;
 mod sample;
 mod targets;
@@ -58,6 +59,7 @@ fn all() -> Vec<Case> {
         safetensors::cases(),
         index::cases(),
         weights::cases(),
+        quantised::cases(),
         gguf::cases(),
         tokenizer::cases(),
         template::cases(),
@@ -84,9 +86,13 @@ fn every_case_is_refused_within_its_limits() {
 fn what_the_cases_start_from_is_a_good_model() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     install_hook();
-    for (label, sample) in
-        [("HF", Sample::hf()), ("GGUF", GgufContents::good().sample()), ("packed", packed::good())]
-    {
+    let models = [
+        ("HF", Sample::hf()),
+        ("GGUF", GgufContents::good().sample()),
+        ("packed", packed::good()),
+        ("GPTQ", quantised::good()),
+    ];
+    for (label, sample) in models {
         for stage in [Stage::Open, Stage::Load, Stage::Render, Stage::Encode] {
             let dir = tempfile::tempdir().unwrap();
             sample.write(dir.path());

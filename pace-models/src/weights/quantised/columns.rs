@@ -9,7 +9,7 @@
 //! ```
 //! The first format of GPTQ stores zeros less 1, cut to their bits.
 
-use super::config::{MAX_INPUTS, Scheme, check_groups, expect};
+use super::config::{Scheme, check_groups, expect};
 use super::module::{ByColumns, Module, Stored, Unpacked};
 use crate::ModelError;
 use crate::weights::safetensors::SafetensorsSource;
@@ -162,7 +162,6 @@ const AWQ_SHIFTS: [usize; 8] = [0, 16, 4, 20, 8, 24, 12, 28];
 
 /// Whether the inputs of every group are neighbours, once all groups are known to exist.
 fn is_in_order(files: &SafetensorsSource, name: &str, module: &Module) -> Result<bool, ModelError> {
-    debug_assert!(module.inputs <= MAX_INPUTS);
     let order = words(files, name)?;
     let groups = module.groups();
     if let Some(at) = order.iter().position(|&group| group as usize >= groups) {

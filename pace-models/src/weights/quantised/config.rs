@@ -24,11 +24,14 @@ pub(super) enum Scheme {
         act_order: bool,
     },
     /// compressed-tensors, whose tensors say the rest themselves.
-    Rows,
+    Rows {
+        /// Whether tensors of zero points count; else they hold nothing but zeros.
+        zero_points: bool,
+    },
 }
 
 /// The most inputs that a matrix may have, as those of a configuration.
-pub(super) const MAX_INPUTS: usize = 1 << 20;
+const MAX_INPUTS: usize = 1 << 20;
 
 impl Scheme {
     /// Reads and checks `quantization_config`.
@@ -51,7 +54,7 @@ impl Scheme {
     pub(super) const fn marks(&self) -> &'static str {
         match self {
             Self::Columns { .. } => "`….qweight`",
-            Self::Rows => "`….weight` of type I8, `….weight_packed`",
+            Self::Rows { .. } => "`….weight` of type I8, `….weight_packed`",
         }
     }
 
@@ -66,7 +69,7 @@ impl Scheme {
                 let prefix = info.name.strip_suffix(".qweight");
                 prefix.map(|prefix| columns::find(files, prefix, info, self)).transpose()
             }
-            Self::Rows => rows::find(files, info),
+            &Self::Rows { zero_points } => rows::find(files, info, zero_points),
         }
     }
 }
@@ -154,15 +157,17 @@ fn read_compressed(section: &Section<'_>) -> Result<Scheme, ModelError> {
     let Some(groups) = section.section("config_groups")? else {
         return Err(section.error("config_groups", "is missing; it must be an object"));
     };
+    let mut zero_points = false;
     for name in groups.names() {
         if let Some(group) = groups.section(name)? {
             check_layout(&group, &["int-quantized", "pack-quantized"])?;
             if let Some(weights) = group.section("weights")? {
                 check_weights(&weights)?;
+                zero_points |= !weights.bool("symmetric")?.unwrap_or(true);
             }
         }
     }
-    Ok(Scheme::Rows)
+    Ok(Scheme::Rows { zero_points })
 }
 
 /// Checks the field `format` of compressed-tensors.
@@ -184,9 +189,6 @@ fn check_weights(weights: &Section<'_>) -> Result<(), ModelError> {
     let bits = weights.require_usize("num_bits", 1..=16)?;
     if ![4, 8].contains(&bits) {
         return Err(weights.error("num_bits", format!("must be 4 or 8, but is {bits}")));
-    }
-    if !weights.bool("symmetric")?.unwrap_or(true) {
-        return Err(weights.error("symmetric", "must be true: zero points are not supported"));
     }
     if weights.bool("dynamic")?.unwrap_or(false) {
         return Err(weights.error("dynamic", "must be false: weights have stored scales"));

@@ -5,6 +5,8 @@
 //! pack-quantized: weight_packed I32 [out, ceil(in * bits / 32)], words of neighbouring inputs, the first one in the low
 //!                 bits, each with the middle code added; weight_shape: out, in
 //! both:           weight_scale  F32, F16 or BF16: [out, groups], [out] or one
+//!                 weight_zero_point, if not symmetric: I8 of the shape of the scales, or packed as the weights are, but
+//!                 by columns: I32 [ceil(out * bits / 32), groups]
 //! ```
 
 use super::config::{check_groups, expect};
@@ -14,7 +16,11 @@ use crate::weights::safetensors::SafetensorsSource;
 use crate::weights::{TensorInfo, WeightSource};
 
 /// The quantised matrix that `info` is the main part of, if it is one, with its parts checked.
-pub(super) fn find(files: &SafetensorsSource, info: &TensorInfo) -> Result<Option<Module>, ModelError> {
+pub(super) fn find(
+    files: &SafetensorsSource,
+    info: &TensorInfo,
+    zero_points: bool,
+) -> Result<Option<Module>, ModelError> {
     let (prefix, stored, (outputs, inputs), bits) =
         if let Some(prefix) = info.name.strip_suffix(".weight_packed") {
             let (outputs, inputs) = packed_shape(files, prefix)?;
@@ -36,8 +42,19 @@ pub(super) fn find(files: &SafetensorsSource, info: &TensorInfo) -> Result<Optio
         return Err(ModelError::tensor(path, name, what));
     }
     let group = check_groups(path, &info.name, (outputs, inputs), Some(inputs / groups))?;
+    let zeros = format!("{prefix}.weight_zero_point");
+    let symmetric = !zero_points || files.info(&zeros).is_none();
+    if !symmetric {
+        match stored {
+            ByRows::Bytes => expect(files, &zeros, &["I8"], scale_shape(files, prefix))?,
+            ByRows::Words => {
+                let words = outputs.div_ceil((32 / bits) as usize);
+                expect(files, &zeros, &["I32"], &[words, groups])?;
+            }
+        }
+    }
     let (prefix, stored) = (prefix.to_owned(), Stored::Rows(stored));
-    Ok(Some(Module { prefix, outputs, inputs, bits, group, symmetric: true, scattered: false, stored }))
+    Ok(Some(Module { prefix, outputs, inputs, bits, group, symmetric, scattered: false, stored }))
 }
 
 /// Writes the codes of some rows from `first` on; returns what belongs to them.
@@ -58,14 +75,51 @@ pub(super) fn unpack(
     }
     let (name, groups) = (module.scales(), module.groups());
     let mut scales = vec![0.0; n * groups];
-    if files.info(&name).is_some_and(|info| info.shape.iter().product::<usize>() == 1) {
+    let mut zeros = vec![module.middle(); scales.len()];
+    if is_one(files, &module.prefix) {
         let mut one = [0.0];
         files.read_any_f32(&name, 0, &mut one)?;
         scales.fill(one[0]);
     } else {
         files.read_any_f32(&name, first * groups, &mut scales)?;
     }
-    Ok(Unpacked { zeros: vec![module.middle(); scales.len()], scales, order: Vec::new() })
+    if !module.symmetric {
+        read_zeros(files, module, stored, first, &mut zeros)?;
+    }
+    Ok(Unpacked { scales, zeros, order: Vec::new() })
+}
+
+/// The codes that stand for 0, `[rows, groups]`.
+fn read_zeros(
+    files: &SafetensorsSource,
+    module: &Module,
+    stored: ByRows,
+    first: usize,
+    zeros: &mut [u8],
+) -> Result<(), ModelError> {
+    let (name, groups) = (format!("{}.weight_zero_point", module.prefix), module.groups());
+    if stored == ByRows::Bytes {
+        if is_one(files, &module.prefix) {
+            let mut one = [0];
+            files.read_bytes(&name, 0, &mut one)?;
+            zeros.fill(one[0]);
+        } else {
+            files.read_bytes(&name, first * groups, zeros)?;
+        }
+        zeros.iter_mut().for_each(|zero| *zero ^= 0x80);
+        return Ok(());
+    }
+    let bits = module.bits as usize;
+    let (in_word, end) = (32 / bits, first + zeros.len() / groups);
+    let line = first / in_word;
+    let mut words = vec![0u32; (end.div_ceil(in_word) - line) * groups];
+    files.read_bytes(&name, line * groups * size_of::<u32>(), bytemuck::cast_slice_mut(&mut words))?;
+    for (output, zeros) in (first..end).zip(zeros.chunks_exact_mut(groups)) {
+        for (zero, word) in zeros.iter_mut().zip(&words[(output / in_word - line) * groups..]) {
+            *zero = (u32::from_le(*word) >> (bits * (output % in_word))) as u8 & (u8::MAX >> (8 - bits));
+        }
+    }
+    Ok(())
 }
 
 fn read_packed(
@@ -132,18 +186,24 @@ fn packed_bits(
     }
 }
 
+/// The shape of the scales; that of a single number if there are none.
+fn scale_shape<'f>(files: &'f SafetensorsSource, prefix: &str) -> &'f [usize] {
+    files.info(&format!("{prefix}.weight_scale")).map_or(&[], |info| &info.shape)
+}
+
+/// Whether one scale is that of all outputs.
+fn is_one(files: &SafetensorsSource, prefix: &str) -> bool {
+    scale_shape(files, prefix).iter().all(|&size| size == 1)
+}
+
 /// The number of groups of a row, by the shape of the scales.
 fn scale_groups(files: &SafetensorsSource, prefix: &str, outputs: usize) -> Result<usize, ModelError> {
-    const TYPES: [&str; 3] = ["F32", "F16", "BF16"];
     let name = format!("{prefix}.weight_scale");
-    let shape = files.info(&name).map_or(&[] as &[usize], |info| &info.shape);
-    match shape {
-        &[rows, groups] if rows == outputs => {
-            expect(files, &name, &TYPES, &[outputs, groups])?;
-            Ok(groups)
-        }
-        // One for each output, or one for all.
-        [] | [1] if files.info(&name).is_some() => expect(files, &name, &TYPES, shape).map(|()| 1),
-        _ => expect(files, &name, &TYPES, &[outputs]).map(|()| 1),
+    let right = |shape: &[usize]| expect(files, &name, &["F32", "F16", "BF16"], shape);
+    match scale_shape(files, prefix) {
+        &[rows, groups] if rows == outputs => right(&[outputs, groups]).map(|()| groups),
+        // One for all, or one for each output.
+        shape if is_one(files, prefix) && files.info(&name).is_some() => right(shape).map(|()| 1),
+        _ => right(&[outputs]).map(|()| 1),
     }
 }

@@ -121,18 +121,30 @@ impl Matrix {
     fn compressed(&self, prefix: &str, packed: bool, scale_shape: &[usize]) -> Vec<Tensor> {
         let scales = self.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
         let scales = (format!("{prefix}.weight_scale"), "F16", scale_shape.to_vec(), scales);
+        let zero_point = format!("{prefix}.weight_zero_point");
         if !packed {
-            let bytes = self.codes.iter().map(|code| code ^ 0x80).collect();
-            return vec![(format!("{prefix}.weight"), "I8", vec![self.outputs, self.inputs], bytes), scales];
+            let signed = |codes: &[u8]| codes.iter().map(|code| code ^ 0x80).collect();
+            return vec![
+                (format!("{prefix}.weight"), "I8", vec![self.outputs, self.inputs], signed(&self.codes)),
+                (zero_point, "I8", scale_shape.to_vec(), signed(&self.zeros)),
+                scales,
+            ];
         }
         let per = 32 / self.bits;
         let in_order: Vec<usize> = (0..per).collect();
         let words = self.codes.chunks(self.inputs).flat_map(|row| self.words(row, &in_order)).collect();
         let shape = [self.outputs, self.inputs].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
         let columns = self.inputs.div_ceil(per);
+        // Words along the outputs, which are then transposed as words.
+        let zeros = Self::transposed(&self.zeros, self.groups());
+        let zeros: Vec<u8> =
+            zeros.chunks(self.outputs).flat_map(|line| self.words(line, &in_order)).collect();
+        let lines = self.outputs.div_ceil(per);
+        let zeros = Self::transposed(zeros.as_chunks::<4>().0, lines).concat();
         vec![
             (format!("{prefix}.weight_packed"), "I32", vec![self.outputs, columns], words),
             (format!("{prefix}.weight_shape"), "I64", vec![2], shape),
+            (zero_point, "I32", vec![lines, self.groups()], zeros),
             scales,
         ]
     }
@@ -165,7 +177,11 @@ fn awq_config(group: i64) -> Value {
 }
 
 fn compressed_config(layout: &str, bits: usize) -> Value {
-    let weights = json!({"num_bits": bits, "type": "int", "symmetric": true, "strategy": "channel",
+    compressed(layout, bits, true)
+}
+
+fn compressed(layout: &str, bits: usize, symmetric: bool) -> Value {
+    let weights = json!({"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "channel",
         "dynamic": false, "group_size": null, "actorder": null});
     json!({"quant_method": "compressed-tensors", "format": layout, "ignore": ["lm_head"],
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "output_activations": null}}})
@@ -293,9 +309,10 @@ fn compressed_tensors_in_every_kind() {
     }
     let mut one = Matrix::new((12, 96), 8, 96, true);
     one.scales.truncate(1);
-    for shape in [&[1][..], &[]] {
+    one.zeros.truncate(1);
+    for shape in [&[1][..], &[], &[1, 1]] {
         let tensors = one.compressed("a", false, shape);
-        let matrix = Matrix { scales: vec![one.scales[0]; 12], ..one.clone() };
+        let matrix = Matrix { scales: vec![one.scales[0]; 12], zeros: vec![128; 12], ..one.clone() };
         check(&bytes, &tensors, &matrix, Some(Int8), "one scale");
     }
     for (bits, group, format) in [(4, 32, Int4(32)), (4, 96, Int4(32)), (8, 48, Int8Group(16)), (8, 96, Int8)]
@@ -308,6 +325,34 @@ fn compressed_tensors_in_every_kind() {
     let matrix = Matrix::new((5, 44), 4, 44, true);
     let tensors = matrix.compressed("a", true, &[5, 1]);
     check(&compressed_config("pack-quantized", 4), &tensors, &matrix, Some(Int4(32)), "part of a word");
+}
+
+#[test]
+fn compressed_tensors_with_zero_points() {
+    for (outputs, bits, group, format) in
+        [(13, 4, 32, Int4Min(32)), (16, 4, 96, Int4Min(32)), (7, 8, 32, Int8Min(32)), (9, 8, 96, Int8Min(32))]
+    {
+        let matrix = Matrix::new((outputs, 96), bits, group, false);
+        let shape = [outputs, 96 / group];
+        let what = format!("{bits} bits, {shape:?}");
+        let config = compressed("pack-quantized", bits, false);
+        check(&config, &matrix.compressed("a", true, &shape), &matrix, Some(format), &what);
+        if bits == 8 {
+            let config = compressed("int-quantized", 8, false);
+            check(&config, &matrix.compressed("a", false, &shape), &matrix, Some(format), &what);
+        }
+    }
+    // A configuration with zero points has modules without.
+    let matrix = Matrix::new((8, 64), 8, 32, true);
+    let mut tensors = matrix.compressed("a", false, &[8, 2]);
+    tensors.retain(|tensor| !tensor.0.ends_with("zero_point"));
+    let config = compressed("int-quantized", 8, false);
+    check(&config, &tensors, &matrix, Some(Int8Group(32)), "no zero points");
+    let mut one = Matrix::new((8, 64), 8, 64, false);
+    one.scales.truncate(1);
+    one.zeros.truncate(1);
+    let matrix = Matrix { scales: vec![one.scales[0]; 8], zeros: vec![one.zeros[0]; 8], ..one.clone() };
+    check(&config, &one.compressed("a", false, &[1]), &matrix, Some(Int8Min(64)), "one zero point");
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn methods_that_are_not_supported_are_named() {
         (compressed(json!({"sparsity_config": {"format": "sparse-24-bitmask"}})), "must be dense"),
         (weights(json!({"type": "float"})), "config_groups.group_0.weights.type`: must be int"),
         (weights(json!({"num_bits": 6})), "weights.num_bits`: must be 4 or 8, but is 6"),
-        (weights(json!({"symmetric": false})), "weights.symmetric`: must be true"),
+        (weights(json!({"symmetric": 0})), "weights.symmetric`: must be true or false"),
         (weights(json!({"dynamic": true})), "weights.dynamic`: must be false"),
         (weights(json!({"actorder": "group"})), "weights.actorder`: must be"),
         (weights(json!({"strategy": "block"})), "weights.strategy`: `block` is not supported"),
@@ -113,7 +113,11 @@ fn parts_of_compressed_tensors_are_checked() {
     let (bytes, words) = (compressed_config("int-quantized", 8), compressed_config("pack-quantized", 4));
     let wide = Matrix::new((6, 64), 8, 32, true).compressed("a", false, &[6, 2]);
     let narrow = Matrix::new((6, 64), 4, 32, true).compressed("a", true, &[6, 2]);
+    let (uneven, uneven_words) =
+        (compressed("int-quantized", 8, false), compressed("pack-quantized", 4, false));
     let change = |part: &str, change| refusal(&bytes, &wide, part, change);
+    let zeros = |change| refusal(&uneven, &wide, "weight_zero_point", change);
+    let packed_zeros = |change| refusal(&uneven_words, &narrow, "weight_zero_point", change);
     let packed = |part: &str, change| refusal(&words, &narrow, part, change);
     let cases = [
         (change("weight_scale", |t| t.0 = "b".into()), "a.weight_scale`: is missing"),
@@ -130,6 +134,12 @@ fn parts_of_compressed_tensors_are_checked() {
         (packed("weight_shape", |t| t.3[15] = 0xff), "a.weight_packed`: is I32 of shape [6, 8]; for"),
         (packed("weight_packed", |t| reshape(t, &[6, 7])), "a.weight_packed`: is I32 of shape [6, 7]"),
         (packed("weight_packed", |t| t.1 = "F32"), "a.weight_packed`: is F32"),
+        (zeros(|t| reshape(t, &[6, 1])), "a.weight_zero_point`: is I8 of shape [6, 1]; I8 of shape [6, 2]"),
+        (zeros(|t| t.1 = "U8"), "a.weight_zero_point`: is U8"),
+        (
+            packed_zeros(|t| reshape(t, &[1, 1])),
+            "a.weight_zero_point`: is I32 of shape [1, 1]; I32 of shape [1, 2]",
+        ),
     ];
     for (message, expected) in cases {
         assert!(message.contains("model.safetensors: tensor `a.") && message.contains(expected), "{message}");
