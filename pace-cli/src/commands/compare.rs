@@ -36,7 +36,8 @@ pub(crate) fn run(env: &Env, args: CompareArgs) -> Result<()> {
         ScoreRequest { tokens: tokens[w.clone()].to_vec(), top: 0, from: 0 }.check(spec)?;
     }
     let engines = (reference.start()?, model.start()?);
-    let divergence = compare(&engines.0, &engines.1, &tokens, &windows)?;
+    let held = HELD_BYTES / size_of::<f32>() / specs[0].vocab_size;
+    let divergence = compare(&engines.0, &engines.1, &tokens, &windows, held)?;
     let summary = divergence.summary().context("nothing was compared")?;
     let report = Report { window, summary, reference: &reference, model: &model, engines: &engines };
     match args.format {
@@ -181,17 +182,17 @@ struct Slice<'t> {
     rows: Range<usize>,
 }
 
-/// Runs both over all windows, one after the other: they have the same CPUs.
+/// Runs both over all windows, one after the other: they have the same CPUs. At most `rows` rows of logits are held.
 fn compare(
     reference: &EngineHandle,
     model: &EngineHandle,
     tokens: &[u32],
     windows: &[Range<usize>],
+    rows: usize,
 ) -> Result<Divergence> {
-    let vocab = model.info().spec.vocab_size;
     let longest = windows.iter().map(|w| w.len() - 1).max().unwrap_or(1);
-    let rows = (HELD_BYTES / size_of::<f32>() / vocab).clamp(1, longest);
-    let held = Arc::new(Mutex::new(Held::new(rows, vocab)?));
+    let rows = rows.clamp(1, longest);
+    let held = Arc::new(Mutex::new(Held::new(rows, model.info().spec.vocab_size)?));
     let bar = progress_bar(windows.iter().map(|w| w.len() - 1).sum());
     for w in windows {
         for first in (0..w.len() - 1).step_by(rows) {
@@ -264,6 +265,7 @@ fn progress_bar(tokens: usize) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pace_runtime::{DType, ModelRef};
 
     #[test]
     fn every_token_but_the_first_of_a_window_is_compared() {
@@ -280,6 +282,29 @@ mod tests {
         assert_eq!(cut(100, 4, Some(6)).unwrap(), [0..4, 4..8]);
         assert_eq!(cut(5, 4, Some(100)).unwrap(), [0..4]);
         assert!(cut(100, 4, Some(0)).is_err());
+    }
+
+    #[test]
+    fn slices_of_a_window_give_what_the_whole_gives() {
+        let files = Arc::new(ModelFiles::open(&ModelRef::Random("tiny".to_owned())).unwrap());
+        let start = |dtype| {
+            let config = EngineConfig::detect(dtype, Some(1)).unwrap();
+            EngineHandle::start(&files, config, Box::new(|_, _| {})).unwrap()
+        };
+        let (reference, model) = (start(DType::F32), start(DType::Bf16));
+        let tokens: Vec<u32> = (0..90).map(|i| (i * 53 + 11) % 259).collect();
+        let of = |rows| {
+            let divergence = compare(&reference, &model, &tokens, &[0..40, 40..90], rows).unwrap();
+            divergence.summary().unwrap()
+        };
+        let whole = of(1000);
+        assert!(whole.tokens == 39 + 49 && whole.mean_kl > 0.0, "{whole:?}");
+        for rows in [0, 7, 39] {
+            let slices = of(rows);
+            assert_eq!((slices.tokens, slices.same_top1), (whole.tokens, whole.same_top1), "{rows} rows");
+            assert!((slices.mean_kl / whole.mean_kl - 1.0).abs() < 1e-2, "{rows} rows: {slices:?}, {whole:?}");
+            assert!((slices.model_perplexity / whole.model_perplexity - 1.0).abs() < 1e-4, "{rows} rows");
+        }
     }
 
     #[test]
