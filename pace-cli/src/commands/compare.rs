@@ -303,7 +303,10 @@ mod tests {
         for rows in [0, 7, 39] {
             let slices = of(rows);
             assert_eq!((slices.tokens, slices.same_top1), (whole.tokens, whole.same_top1), "{rows} rows");
-            assert!((slices.mean_kl / whole.mean_kl - 1.0).abs() < 1e-2, "{rows} rows: {slices:?}, {whole:?}");
+            assert!(
+                (slices.mean_kl / whole.mean_kl - 1.0).abs() < 1e-2,
+                "{rows} rows: {slices:?}, {whole:?}"
+            );
             assert!((slices.model_perplexity / whole.model_perplexity - 1.0).abs() < 1e-4, "{rows} rows");
         }
     }
