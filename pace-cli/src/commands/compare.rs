@@ -36,7 +36,8 @@ pub(crate) fn run(env: &Env, args: CompareArgs) -> Result<()> {
         ScoreRequest { tokens: tokens[w.clone()].to_vec(), top: 0, from: 0 }.check(spec)?;
     }
     let engines = (reference.start()?, model.start()?);
-    let divergence = compare(&engines.0, &engines.1, &tokens, &windows)?;
+    let held = HELD_BYTES / size_of::<f32>() / specs[0].vocab_size;
+    let divergence = compare(&engines.0, &engines.1, &tokens, &windows, held)?;
     let summary = divergence.summary().context("nothing was compared")?;
     let report = Report { window, summary, reference: &reference, model: &model, engines: &engines };
     match args.format {
@@ -126,17 +127,16 @@ fn window(asked: Option<usize>, contexts: [usize; 2]) -> Result<usize> {
         Some(n) if n > context => {
             Err(Usage(format!("--window {n}: the context holds {context} tokens")).into())
         }
-        asked => Ok(asked.unwrap_or(WINDOW.min(context))),
+        asked => Ok(asked.unwrap_or_else(|| WINDOW.min(context))),
     }
 }
 
 /// Windows of `n` tokens in which `most` tokens at most are compared.
 fn cut(n: usize, window: usize, most: Option<usize>) -> Result<Vec<Range<usize>>> {
-    let mut left = most.unwrap_or(n);
-    if left == 0 {
+    if most == Some(0) {
         return Err(Usage("--max-tokens 0: give 1 or more".to_owned()).into());
     }
-    let mut windows = Vec::new();
+    let (mut left, mut windows) = (most.unwrap_or(n), Vec::new());
     for begin in (0..n).step_by(window) {
         let compared = window.min(n - begin).saturating_sub(1).min(left);
         if compared == 0 {
@@ -181,17 +181,17 @@ struct Slice<'t> {
     rows: Range<usize>,
 }
 
-/// Runs both over all windows, one after the other: they have the same CPUs.
+/// Runs both over all windows, one after the other: they have the same CPUs. At most `rows` rows of logits are held.
 fn compare(
     reference: &EngineHandle,
     model: &EngineHandle,
     tokens: &[u32],
     windows: &[Range<usize>],
+    rows: usize,
 ) -> Result<Divergence> {
-    let vocab = model.info().spec.vocab_size;
     let longest = windows.iter().map(|w| w.len() - 1).max().unwrap_or(1);
-    let rows = (HELD_BYTES / size_of::<f32>() / vocab).clamp(1, longest);
-    let held = Arc::new(Mutex::new(Held::new(rows, vocab)?));
+    let rows = rows.clamp(1, longest);
+    let held = Arc::new(Mutex::new(Held::new(rows, model.info().spec.vocab_size)?));
     let bar = progress_bar(windows.iter().map(|w| w.len() - 1).sum());
     for w in windows {
         for first in (0..w.len() - 1).step_by(rows) {
@@ -264,22 +264,51 @@ fn progress_bar(tokens: usize) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pace_runtime::{DType, ModelRef};
 
     #[test]
     fn every_token_but_the_first_of_a_window_is_compared() {
         assert_eq!(cut(10, 4, None).unwrap(), [0..4, 4..8, 8..10]);
         // A window of one token has nothing to compare.
         assert_eq!(cut(9, 4, None).unwrap(), [0..4, 4..8]);
-        assert_eq!(cut(3, 4, None).unwrap(), [0..3]);
-        assert!(cut(1, 4, None).is_err() && cut(0, 4, None).is_err());
+        assert_eq!(cut(7, 4, None).unwrap(), [0..4, 4..7]);
+        for n in [0, 1] {
+            assert!(cut(n, 4, None).unwrap_err().to_string().contains("too few tokens"));
+        }
     }
 
     #[test]
     fn a_limit_counts_compared_tokens() {
         assert_eq!(cut(100, 4, Some(7)).unwrap(), [0..4, 4..8, 8..10]);
         assert_eq!(cut(100, 4, Some(6)).unwrap(), [0..4, 4..8]);
-        assert_eq!(cut(5, 4, Some(100)).unwrap(), [0..4]);
+        assert_eq!(cut(6, 4, Some(100)).unwrap(), [0..4, 4..6]);
         assert!(cut(100, 4, Some(0)).is_err());
+    }
+
+    #[test]
+    fn slices_of_a_window_give_what_the_whole_gives() {
+        let files = Arc::new(ModelFiles::open(&ModelRef::Random("tiny".to_owned())).unwrap());
+        let start = |dtype| {
+            let config = EngineConfig::detect(dtype, Some(1)).unwrap();
+            EngineHandle::start(&files, config, Box::new(|_, _| {})).unwrap()
+        };
+        let (reference, model) = (start(DType::F32), start(DType::Bf16));
+        let tokens: Vec<u32> = (0..90).map(|i| (i * 53 + 11) % 259).collect();
+        let of = |rows| {
+            let divergence = compare(&reference, &model, &tokens, &[0..40, 40..90], rows).unwrap();
+            divergence.summary().unwrap()
+        };
+        let whole = of(1000);
+        assert!(whole.tokens == 39 + 49 && whole.mean_kl > 0.0, "{whole:?}");
+        for rows in [0, 7, 39] {
+            let slices = of(rows);
+            assert_eq!((slices.tokens, slices.same_top1), (whole.tokens, whole.same_top1), "{rows} rows");
+            assert!(
+                (slices.mean_kl / whole.mean_kl - 1.0).abs() < 1e-2,
+                "{rows} rows: {slices:?}, {whole:?}"
+            );
+            assert!((slices.model_perplexity / whole.model_perplexity - 1.0).abs() < 1e-4, "{rows} rows");
+        }
     }
 
     #[test]

@@ -39,26 +39,25 @@ impl Report<'_> {
 
     pub(super) fn to_text(&self) -> String {
         let s = &self.summary;
-        let row = |name: &str, of: &dyn Fn(&Side, &EngineHandle) -> String| {
-            vec![name.to_owned(), of(self.reference, &self.engines.0), of(self.model, &self.engines.1)]
+        let row = |name: &str, of: &dyn Fn(&Side) -> String| {
+            vec![name.to_owned(), of(self.reference), of(self.model)]
         };
         let mut out = output::table(vec![
             ["", "reference", "model"].map(str::to_owned).to_vec(),
-            row("model", &|side, _| side.files.name().to_owned()),
-            row("stored as", &|side, _| stored_as(side)),
-            row("packed as", &|_, engine| {
-                let info = engine.info();
-                operators::formats_text(&info.formats, &info.spec)
+            row("model", &|side| side.files.name().to_owned()),
+            row("stored as", &stored_as),
+            row("packed as", &|side| {
+                operators::formats_text(&side.files.packed_formats(&side.config.load), side.files.spec())
             }),
-            row("dtype", &|side, _| side.config.load.activations.to_string()),
-            row("keys, values", &|side, _| side.config.load.kv.to_string()),
-            row("operators", &|_, engine| operators::to_text(&engine.info().operators)),
+            row("dtype", &|side| side.config.load.activations.to_string()),
+            row("keys, values", &|side| side.config.load.kv.to_string()),
             ["perplexity".to_owned(), figure(s.reference_perplexity), figure(s.model_perplexity)].to_vec(),
         ]);
+        out.push('\n');
         let mut line = |name: &str, value: String| {
             let _ = writeln!(out, "{name:<25}{value}");
         };
-        line("\ntokens", format!("{}, in windows of {}", s.tokens, self.window));
+        line("tokens", format!("{}, in windows of {}", s.tokens, self.window));
         line("KL divergence", format!("mean {:.6}, 99th percentile {:.6} nats", s.mean_kl, s.p99_kl));
         line("same most likely token", format!("{:.2} %", 100.0 * s.same_top1));
         line("perplexity ratio", format!("{:.5}", s.perplexity_ratio));
