@@ -27,6 +27,7 @@ impl PackedModel {
             return Err(packed.manifest_error("origin", what));
         }
         let (search_scales, allow_nonfinite) = (options.search_scales, options.allow_nonfinite);
+        let importance = options.importance.as_ref().map(|importance| importance.model().to_owned());
         let mut matrices = Vec::new();
         let model =
             Decoder::load_keeping(source, arch, spec, options, kernels, par, progress, Some(&mut matrices))?;
@@ -45,6 +46,6 @@ impl PackedModel {
             vectors.push((name, vector));
         }
         source.check_unchanged()?;
-        Ok(Self { architecture: arch, search_scales, allow_nonfinite, losses, matrices, vectors })
+        Ok(Self { architecture: arch, search_scales, importance, allow_nonfinite, losses, matrices, vectors })
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn run(env: &Env, args: ImatrixArgs) -> Result<()> {
     match args.format {
         Format::Json => output::json(&json!({"file": file, "tokens": tokens, "matrices": matrices}))?,
         Format::Text => {
-            output::line(&format!("{file}: the inputs of {matrices} products over {tokens} tokens"))?
+            output::line(&format!("{file}: the inputs of {matrices} products over {tokens} tokens"))?;
         }
     }
     Ok(())
@@ -68,7 +68,7 @@ fn window(asked: Option<usize>, context: usize) -> Result<usize> {
         Some(n) if n == 0 || n > context => {
             Err(Usage(format!("--window {n}: give 1 to the context's {context} tokens")).into())
         }
-        asked => Ok(asked.unwrap_or(WINDOW.min(context))),
+        asked => Ok(asked.unwrap_or_else(|| WINDOW.min(context))),
     }
 }
 
@@ -110,7 +110,7 @@ fn check_target(path: &Path) -> Result<()> {
 
 /// The folder of a file.
 fn folder(path: &Path) -> &Path {
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
 /// Whole or not at all.

@@ -166,6 +166,7 @@ fn pack_json(manifest: &Manifest) -> Value {
         "version": manifest.version,
         "isa": manifest.isa,
         "layout": manifest.layout,
+        "importance": manifest.importance,
         "losses": manifest.losses.iter().map(loss).collect::<Vec<_>>(),
     })
 }

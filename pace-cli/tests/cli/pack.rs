@@ -150,7 +150,8 @@ fn damage_is_found_by_show_and_an_old_layout_by_every_command() {
 fn a_full_disk_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" pack random:small \"$1\"";
-    let args = ["-c", script, env!("CARGO_BIN_EXE_pace-cli"), arg(&dir.path().join("packed"))];
+    let packed = dir.path().join("packed");
+    let args = ["-c", script, env!("CARGO_BIN_EXE_pace-cli"), arg(&packed)];
     let run = Command::new("sh").args(args).output().unwrap();
     let message = String::from_utf8_lossy(&run.stderr);
     assert_eq!(run.status.code(), Some(4), "{message}");

@@ -204,7 +204,7 @@ impl KvLayout {
                 append_keys::<2, bf16, E>(keys, first_slot, k, |_, src, dst| round(src, dst));
                 self.v_groups().for_each(|group| {
                     append_value_pairs(values, &group, first_slot, v, |_, src, dst: &mut [bf16]| {
-                        round(src, dst)
+                        round(src, dst);
                     });
                 });
             }

@@ -80,9 +80,9 @@ fn load<X: Stored>(src: &[X], out: &mut [f32; BLOCK]) -> usize {
         *out = x.widen();
     }
     if src.len() == BLOCK {
-        block(out)
+        block(out);
     } else {
-        rotate_tail(&mut out[..src.len()])
+        rotate_tail(&mut out[..src.len()]);
     }
     src.len()
 }

@@ -10,7 +10,7 @@ pub(super) fn rotate(row: &mut [f64]) {
     while !rest.is_empty() {
         let size = [64, 16, 4, 1].into_iter().find(|&size| size <= rest.len()).unwrap();
         let (block, after) = std::mem::take(&mut rest).split_at_mut(size);
-        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let element = |i| (0..size).map(|j| sign(i, j) * block[j]).sum::<f64>() / (size as f64).sqrt();
         let rotated: Vec<f64> = (0..size).map(element).collect();
         block.copy_from_slice(&rotated);

@@ -14,11 +14,10 @@ use crate::{
 fn specs() -> impl Iterator<Item = PackSpec> {
     let panels = [(32, false), (64, false), (32, true), (64, true)]
         .map(|(width, paired)| WeightLayout::Panels { width, paired });
-    let all = WeightFormat::ALL.into_iter().flat_map(move |format| {
+    WeightFormat::ALL.into_iter().flat_map(move |format| {
         let rows = (!format.is_quantised()).then_some(WeightLayout::Rows);
         panels.into_iter().chain(rows).map(move |layout| PackSpec { format, layout })
-    });
-    all
+    })
 }
 
 fn packed(spec: PackSpec, n: usize, k: usize) -> PackedWeights {

@@ -1,13 +1,13 @@
-use std::hash::DefaultHasher;
 use std::sync::Arc;
 
-use pace_kernels::{Arena, DType, Kernels, Par, Placement, WeightFormat};
-use pace_ops::{Backend, OpShape, Operator, Selection};
+use pace_kernels::{DType, Kernels, Par, WeightFormat};
+use pace_ops::{Backend, OpShape, Operator};
 
 use super::*;
-use crate::tensor_loader::{Losses, TensorLoader};
+use crate::tensor_loader::TensorLoader;
+use crate::weights::packed::{Origin, OriginKind, PackedModel, PackedSource};
 use crate::weights::random::{RandomSource, random_spec};
-use crate::{Architecture, Decoder, LoadOptions, ModelFormats};
+use crate::{Architecture, Decoder, LoadOptions};
 
 fn spec() -> DecoderSpec {
     random_spec("tiny").unwrap()
@@ -157,19 +157,7 @@ fn each_matrix_has_the_importance_of_its_input() {
 fn error(options: LoadOptions, role: LayerRole, k: usize, format: WeightFormat, counts: &[f32]) -> f64 {
     let (spec, arch, kernels) = (spec(), Architecture::Llama, Kernels::detect());
     let source = RandomSource::new(&spec, 1);
-    let mut loader = TensorLoader {
-        source: &source,
-        arch,
-        spec: &spec,
-        formats: ModelFormats::new(&source, arch, &spec, &options),
-        losses: Losses::default(),
-        selection: Selection::new(options.build_cx(kernels), options.operators, None),
-        options,
-        par: Par::seq(),
-        arena: Arena::new(Placement::default()),
-        layout: DefaultHasher::new(),
-        progress: &|_| {},
-    };
+    let mut loader = TensorLoader::new(&source, arch, &spec, options, kernels, Par::seq(), &|_| {}).unwrap();
     let role = Role::Layer(1, role);
     let name = arch.tensor_name(source.naming(), role);
     let n = source.info(&name).unwrap().shape[0];
@@ -202,4 +190,23 @@ fn a_matrix_loses_less_where_it_counts() {
             assert!(with < 0.97 * without && with < nearest, "{format}: {with}, {without}, {nearest}");
         }
     }
+}
+
+#[test]
+fn a_packed_model_says_whose_inputs_it_was_rounded_for_and_is_not_rounded_again() {
+    let (spec, dir) = (spec(), tempfile::tempdir().unwrap());
+    let options = || LoadOptions {
+        importance: Some(Arc::new(importance())),
+        ..LoadOptions::new(WeightFormat::Int4(32), DType::Bf16)
+    };
+    let (source, arch, kernels) = (RandomSource::new(&spec, 1), Architecture::Llama, Kernels::detect());
+    let packed = PackedModel::new(&source, arch, &spec, options(), kernels, Par::seq(), &|_| {}).unwrap();
+    let origin = Origin { name: "m".to_owned(), files: Vec::new() };
+    packed.write(dir.path(), origin, OriginKind::Random, "scalar", &mut |_| Ok(())).unwrap();
+    let packed = PackedSource::open(dir.path()).unwrap();
+    assert_eq!(packed.manifest().importance.as_deref(), Some("a \"model\"\n"));
+    let load =
+        |options| Decoder::load(&packed, arch, &spec, options, kernels, Par::seq(), &|_| {}).map(|_| ());
+    load(LoadOptions { importance: None, ..options() }).unwrap();
+    assert_names(&load(options()).unwrap_err(), &["pace.json", "--imatrix"]);
 }

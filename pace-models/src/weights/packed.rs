@@ -199,6 +199,10 @@ impl PackedSource {
             let what = format!("is packed as {}, which --dtype {activations} computes with", entry.format);
             return Err(self.otherwise(entry, what));
         }
+        if options.importance.is_some() {
+            let what = "is rounded already, and --imatrix says how to round".to_owned();
+            return Err(self.otherwise(entry, what));
+        }
         let searched = self.manifest.search_scales;
         if asked.is_some() && entry.format.is_quantised() && searched != options.search_scales {
             let name = |search| if search { "search" } else { "nearest" };

@@ -35,7 +35,8 @@ pub(crate) const fn kv_dtype(dtype: OpDType) -> KvDType {
     match dtype {
         OpDType::F32 => KvDType::F32,
         OpDType::Bf16 => KvDType::Bf16,
-        OpDType::Int8 => KvDType::Int8,
+        // Attention has no type of 4 bits.
+        OpDType::Int8 | OpDType::Int4 => KvDType::Int8,
     }
 }
 
@@ -56,7 +57,7 @@ pub(crate) fn formats(dtype: OpDType) -> &'static [WeightFormat] {
     match dtype {
         OpDType::F32 => &[WeightFormat::F32],
         OpDType::Bf16 => &[WeightFormat::Bf16],
-        OpDType::Int8 => &[WeightFormat::Int8, WeightFormat::Int8Group(64)],
+        OpDType::Int8 => &[WeightFormat::Int8, WeightFormat::Int8Rotated, WeightFormat::Int8Group(64)],
         OpDType::Int4 => &[
             WeightFormat::Int4(32),
             WeightFormat::Int4Min(64),

@@ -1,9 +1,8 @@
 //! SHA-256 of the parts of a packed model, several at a time.
 
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{PackedSource, WEIGHTS};
@@ -62,22 +61,11 @@ pub(super) fn of_header(weights: &SafetensorsSource) -> Result<String, ModelErro
 /// Calls `hash` for all `parts`, several at a time.
 pub(super) fn of_all<T: Sync>(
     parts: &[T],
-    hash: impl Fn(&T) -> Result<String, ModelError> + Sync,
+    hash: impl Fn(&T) -> Result<String, ModelError> + Send + Sync,
 ) -> Result<Vec<String>, ModelError> {
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(parts.len())));
-    let work = || {
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(part) = parts.get(at) else { return };
-            let hashed = hash(part);
-            done.lock().unwrap_or_else(PoisonError::into_inner).push((at, hashed));
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len());
-    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(at, _)| *at);
-    done.into_iter().map(|(_, hashed)| hashed).collect()
+    // Indexed, so that the results, and the first error, are in the order of the parts.
+    let hashed: Vec<_> = parts.par_iter().map(hash).collect();
+    hashed.into_iter().collect()
 }
 
 /// The checksum of some bytes.

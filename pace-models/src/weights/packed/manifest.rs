@@ -32,6 +32,8 @@ pub struct Manifest {
     pub kind: OriginKind,
     /// Whether the scales of integers were searched for, and not taken from the largest weight alone.
     pub search_scales: bool,
+    /// The model whose inputs said how much errors count in that search; none: all the same.
+    pub importance: Option<String>,
     /// Whether numbers that no model has were let pass.
     pub allow_nonfinite: bool,
     /// What weights lost when they became integers.

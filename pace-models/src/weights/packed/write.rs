@@ -29,6 +29,7 @@ const CHUNK: usize = 8 << 20;
 pub struct PackedModel {
     pub(crate) architecture: Architecture,
     pub(crate) search_scales: bool,
+    pub(crate) importance: Option<String>,
     pub(crate) allow_nonfinite: bool,
     pub(crate) losses: Vec<QuantLoss>,
     pub(crate) matrices: Vec<PackedMatrix>,
@@ -91,6 +92,7 @@ impl PackedModel {
             origin,
             kind,
             search_scales: self.search_scales,
+            importance: self.importance.clone(),
             allow_nonfinite: self.allow_nonfinite,
             losses: self.losses.iter().map(loss).collect(),
             header_sha256: String::new(),

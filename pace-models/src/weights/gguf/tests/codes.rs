@@ -108,7 +108,7 @@ fn scales_that_are_not_finite_are_named_with_their_element() {
     let (good, infinite, nan) = (scale(0x3c00), scale(0x7c00), scale(0x7e00));
     let codes = vec![0x11; 16];
     let q4_0 = [good.clone(), codes.clone(), good.clone(), codes.clone(), infinite, codes.clone()].concat();
-    let q4_1 = [good.clone(), good.clone(), codes.clone(), good.clone(), nan, codes.clone()].concat();
+    let q4_1 = [&good, &good, &codes, &good, &nan, &codes].map(Vec::as_slice).concat();
     let mxfp4 = [vec![127], codes.clone(), vec![255], codes].concat();
     let cases = [
         (Q4_0, q4_0, WeightFormat::Int4(32), "the scale of element 64 is inf"),
