@@ -171,7 +171,9 @@ impl Operator {
     pub const fn dtypes(self, backend: Backend) -> &'static [OpDType] {
         match (self, backend) {
             (Self::Norm | Self::Rope, Backend::Native | Backend::Tpp) => &[OpDType::F32, OpDType::Bf16],
-            (Self::Attention, Backend::Native | Backend::Flash) => &OpDType::ALL,
+            (Self::Attention, Backend::Native | Backend::Flash) => {
+                &[OpDType::F32, OpDType::Bf16, OpDType::Int8]
+            }
             (Self::Attention, Backend::Jit) => &[OpDType::Bf16, OpDType::Int8],
             (Self::Attention | Self::Norm | Self::Rope, _) => &[],
             (_, Backend::Native | Backend::Tpp) | (Self::Mlp, Backend::Imbps) => &OpDType::ALL,

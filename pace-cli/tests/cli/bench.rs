@@ -6,7 +6,7 @@ use super::common::pace;
 use super::{json, keys};
 
 /// The keys of a result, as documented.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 32] = [
     "model",
     "size_bytes",
     "params",
@@ -35,6 +35,8 @@ const KEYS: [&str; 30] = [
     "limits",
     "operators",
     "demotions",
+    "formats",
+    "losses",
     "bit_equal",
     "huge_page_share",
 ];

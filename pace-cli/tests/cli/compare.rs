@@ -48,7 +48,10 @@ fn a_model_does_not_differ_from_itself() {
         "mean_abs_logprob_diff",
     ];
     assert_eq!(keys(&out), all);
-    assert_eq!(keys(&out["model"]), ["model", "formats", "dtype", "kv_dtype", "operators", "perplexity"]);
+    assert_eq!(
+        keys(&out["model"]),
+        ["model", "formats", "packed", "dtype", "kv_dtype", "operators", "perplexity"]
+    );
     assert_eq!((number(&out, "mean_kl"), number(&out, "p99_kl")), (0.0, 0.0));
     assert_eq!((number(&out, "same_top1"), number(&out, "perplexity_ratio")), (1.0, 1.0));
     assert_eq!((number(&out, "mean_abs_logprob_diff"), number(&out, "tokens")), (0.0, 149.0));

@@ -31,6 +31,8 @@ fn the_json_object_has_the_documented_keys_and_types() {
         "threads",
         "operators",
         "demotions",
+        "formats",
+        "losses",
         "bit_equal",
         "prefill_steps",
         "kv_cache",

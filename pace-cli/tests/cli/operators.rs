@@ -28,7 +28,7 @@ fn ops_has_a_cell_for_each_operator_backend_and_type() {
         assert_eq!(cell["available"].as_bool().unwrap(), cell["reason"].is_null(), "{cell}");
     }
     let cells = |op, backend| dtypes(&out, op, backend, false);
-    assert_eq!(cells("mlp", "imbps"), ["f32", "bf16", "int8"]);
+    assert_eq!(cells("mlp", "imbps"), ["f32", "bf16", "int8", "int4"]);
     assert_eq!(cells("attention", "jit"), ["bf16", "int8"]);
     assert_eq!(cells("attention", "flash"), ["f32", "bf16", "int8"]);
     assert_eq!(cells("lm_head", "jit"), ["bf16", "int8"]);
@@ -62,7 +62,8 @@ fn ops_in_text_is_a_matrix_with_reasons() {
     let row = |name: &str| words(lines.iter().find(|line| line.starts_with(name)).unwrap());
     assert_eq!(row("operator"), ["operator", "native", "tpp", "jit", "imbps", "flash"]);
     assert_eq!(row("rope"), ["rope", "f32", "bf16", "f32", "bf16", "-", "-", "-"]);
-    assert_eq!(row("attention"), ["attention", "f32", "bf16", "-", "bf16*", "-", "f32", "bf16"]);
+    let attention = ["f32", "bf16", "int8", "-", "bf16*", "int8*", "-", "f32", "bf16", "int8"];
+    assert_eq!(row("attention")[1..], attention);
     assert!(out.text().contains("jit  int8  generated kernels need"), "{}", out.text());
     assert!(out.text().contains("tpp; attention flash"), "{}", out.text());
     let here = pace(&["ops"]);

@@ -62,7 +62,7 @@ fn a_packed_model_is_a_model_for_every_command() {
         show["files"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
     assert!(files.contains(&"model.pace.safetensors") && files.contains(&"config.json"), "{files:?}");
     assert!(pace(&["show", model, "--verify"]).text().contains("checksums of pace.json"));
-    let args = ["bench", "-m", model, "-p", "8", "-n", "4", "-r", "1", "--format", "json"];
+    let args = ["bench", "-m", model, "-p", "8", "-n", "4", "-r", "1", "-o", "json"];
     assert_eq!(pace(&args).code, Some(0));
     let tokens = ["--tokens", "1,2,3,4,5,6,7,8"];
     let score =

@@ -53,11 +53,10 @@ impl Losses {
     /// Formats in the order in which they appeared.
     pub(crate) fn into_list(self) -> Vec<QuantLoss> {
         let all = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let loss = |s: Sums| QuantLoss {
-            format: s.format,
-            weights: s.weights,
-            relative_rms: if s.power > 0.0 { (s.error / s.power).sqrt() } else { 0.0 },
-        };
+        // The last digits depend on the order in which threads add their sums: f32 leaves them out.
+        let rms = |s: &Sums| if s.power > 0.0 { (s.error / s.power).sqrt() as f32 } else { 0.0 };
+        let loss =
+            |s: Sums| QuantLoss { format: s.format, weights: s.weights, relative_rms: f64::from(rms(&s)) };
         all.into_iter().map(loss).collect()
     }
 }

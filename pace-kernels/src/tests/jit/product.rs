@@ -77,11 +77,15 @@ fn check(format: WeightFormat, shape: &Shape, quant: ActQuant, epilogue: &Epilog
     assert!(got.iter().zip(&wanted).all(|(got, wanted)| got.to_bits() == wanted.to_bits()), "bf16 {what}");
 }
 
-const FORMATS: [(WeightFormat, ActQuant); 5] = [
+const FORMATS: [(WeightFormat, ActQuant); 9] = [
     (WeightFormat::Bf16, ActQuant::Groups),
     (WeightFormat::Int8, ActQuant::Groups),
     (WeightFormat::Int8, ActQuant::Token),
+    (WeightFormat::Int8Rotated, ActQuant::Groups),
+    (WeightFormat::Int8Rotated, ActQuant::Token),
+    (WeightFormat::Int8Group(16), ActQuant::Groups),
     (WeightFormat::Int8Group(32), ActQuant::Groups),
+    (WeightFormat::Int8Group(64), ActQuant::Groups),
     (WeightFormat::Int8Group(128), ActQuant::Token),
 ];
 
