@@ -311,16 +311,18 @@ impl Scheduler {
     /// Lets requests in, the oldest first, while there are places and memory.
     fn admit(&mut self, spec: &DecoderSpec) {
         while self.running.len() < self.batching.max_running.get() {
-            let Some(mut task) = self.leave_queue(0) else { return };
-            match self.sequence_for(&mut task, spec) {
+            let Some(mut task) = self.waiting.pop_front() else { return };
+            let admitted = self.sequence_for(&mut task, spec);
+            if admitted.as_ref().is_err_and(RuntimeError::may_pass) && !self.running.is_empty() {
+                // It counts as waiting all the time, whoever looks.
+                self.waiting.push_front(task);
+                return;
+            }
+            self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+            match admitted {
                 Ok(sequence) => {
                     self.running.push(task);
                     self.batch.push(sequence);
-                }
-                Err(error) if error.may_pass() && !self.running.is_empty() => {
-                    self.counters.waiting.fetch_add(1, Ordering::Relaxed);
-                    self.waiting.push_front(task);
-                    return;
                 }
                 Err(error) => task.fail(error),
             }
