@@ -17,6 +17,8 @@ pub(crate) mod tile;
 
 use std::ops::Range;
 
+use half::bf16;
+
 use self::blocking::Blocking;
 pub(crate) use self::blocking::SKINNY_ROWS;
 pub use self::epilogue::Epilogue;
@@ -134,7 +136,9 @@ fn with_product<'c, R>(
     );
     assert!(!(panels.paired && ends.are_partial()), "paired weights are multiplied in one go");
     epilogue.check(&w, rows);
-    let form = Form::new(&panels, cx.act_quant);
+    let table = kernels.table();
+    let widened = panels.format == WeightFormat::Bf16 && rows > table.tile_bf16_products;
+    let form = Form::new(&panels, cx.act_quant, widened);
     assert!(
         form.kind != TileKind::Int8 || cx.act_quant != ActQuant::Token || w.has_whole_rows(),
         "a scale for each row needs all inputs of the row"
@@ -144,10 +148,9 @@ fn with_product<'c, R>(
     }
     let mut converted = cx.scratch.take(form.scratch_len(a));
     let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
-    let table = kernels.table();
-    let records = panels.format.is_4_bit() && rows <= table.tile_4_bit_rows;
-    let tile_rows = if records { MAX_4_BIT_ROWS } else { table.tile_rows(form.kind) };
-    let blocking = Blocking::new(rows, &panels, tile_rows);
+    let records = panels.format.is_4_bit() && rows <= table.tile_4_bit_products;
+    let tile_rows = if records { table.tile_4_bit_rows } else { table.tile_rows(form.kind) };
+    let blocking = Blocking::new(rows, &panels, tile_rows, form.tile_steps);
     let product = Product { kernels, generated: None, w, panels, form, input, blocking, records, epilogue };
     Some(f(product, ends))
 }
@@ -205,9 +208,14 @@ impl Product<'_> {
         (self.blocking.live_rows() + self.unpacked_steps()) * self.panels.width + self.unpacked_scales()
     }
 
+    /// Steps of a tile that a block is unpacked to.
     fn unpacked_steps(&self) -> usize {
-        let unpacked = self.panels.format == WeightFormat::F16 || self.unpacks_4_bits();
-        if unpacked { self.blocking.live_steps() } else { 0 }
+        let unpacked = self.panels.format == WeightFormat::F16 || self.widens_bf16() || self.unpacks_4_bits();
+        if unpacked { self.blocking.live_steps() * self.form.tile_steps } else { 0 }
+    }
+
+    fn widens_bf16(&self) -> bool {
+        self.panels.format == WeightFormat::Bf16 && self.form.kind == TileKind::F32
     }
 
     fn unpacks_4_bits(&self) -> bool {
@@ -286,6 +294,16 @@ impl Product<'_> {
             self.kernels.widen_f16(bytemuck::cast_slice(stored), wide);
             return Block { steps: bytemuck::cast_slice(wide), scales };
         }
+        if self.widens_bf16() {
+            let line = self.panels.width;
+            let wide = &mut wide[..steps.len() * 2 * line];
+            let pairs: &[bf16] = bytemuck::cast_slice(stored);
+            for (pairs, wide) in pairs.chunks_exact(2 * line).zip(wide.chunks_exact_mut(2 * line)) {
+                let (first, second) = wide.split_at_mut(line);
+                self.kernels.deinterleave_bf16(pairs, first, second);
+            }
+            return Block { steps: bytemuck::cast_slice(wide), scales };
+        }
         if self.unpacks_4_bits() {
             let wide = bytemuck::cast_slice_mut(&mut wide[..steps.len() * self.panels.width]);
             self.panels.unpack_records(&self.kernels, stored, wide, wide_scales);
@@ -323,7 +341,7 @@ impl Product<'_> {
             return None;
         }
         let (mut t, int8) = (self.empty_tile(steps), self.form.kind == TileKind::Int8);
-        t.a = self.input.row(first, steps.start);
+        t.a = self.input.row(first, steps.start * self.form.tile_steps);
         t.w = block.steps.as_ptr();
         t.sums = sums.as_mut_ptr();
         t.resume = steps.start > 0 || task.ends.resumes();
@@ -365,7 +383,11 @@ impl Product<'_> {
 
     /// Bytes of a block of steps as tiles read it.
     fn block_bytes(&self, steps: &Range<usize>) -> usize {
-        if self.records { self.panels.stored(steps).len() } else { steps.len() * self.panels.width * 4 }
+        if self.records {
+            self.panels.stored(steps).len()
+        } else {
+            steps.len() * self.form.tile_steps * self.panels.width * 4
+        }
     }
 
     /// What all tiles of a block of steps have in common.
@@ -374,7 +396,7 @@ impl Product<'_> {
             a: std::ptr::null(),
             a_stride: self.input.stride,
             w: std::ptr::null(),
-            steps: steps.len(),
+            steps: steps.len() * self.form.tile_steps,
             sums: std::ptr::null_mut(),
             sums_stride: self.panels.width,
             resume: false,

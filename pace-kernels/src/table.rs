@@ -101,11 +101,15 @@ pub(crate) struct Table {
     pub(crate) tile_bf16: unsafe fn(&TileArgs),
     /// The most rows of it: `MAX_ROWS`, or more where the tier has a tile for few rows.
     pub(crate) tile_bf16_rows: usize,
+    /// The most rows of a product that it computes; for more, bf16 is widened first.
+    pub(crate) tile_bf16_products: usize,
     pub(crate) tile_int8: unsafe fn(&TileArgs),
-    /// Weights of 4 bits are read as they are stored, by tiles of up to `MAX_4_BIT_ROWS` rows, in products of up to so many
-    /// rows; for more they are unpacked first.
+    /// Reads weights of 4 bits as they are stored.
     pub(crate) tile_4_bit: unsafe fn(&TileArgs),
+    /// The most rows of it, up to `MAX_4_BIT_ROWS`.
     pub(crate) tile_4_bit_rows: usize,
+    /// The most rows of a product that it computes; for more, weights of 4 bits are unpacked first.
+    pub(crate) tile_4_bit_products: usize,
     pub(crate) unpack_4_bit: unsafe fn(&[u8], usize, &[u8; 16], &mut [u8]),
     pub(crate) probe_peak: unsafe fn(TileKind, usize) -> u64,
     pub(crate) probe_read: unsafe fn(&[f32]) -> f32,

@@ -13,7 +13,11 @@ use crate::generic::lanes::Lanes;
 use crate::table::Table;
 use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
-pub(crate) const TABLE: Table = Table { widen_f16, ..SHIMS };
+/// Rows whose sums fit 16 registers, with two vectors of weights of 4 bits across.
+const ROWS_4_BIT: usize = 4;
+
+pub(crate) const TABLE: Table =
+    Table { widen_f16, tile_4_bit_rows: ROWS_4_BIT, tile_4_bit_products: usize::MAX, ..SHIMS };
 
 shims! {
     [#[target_feature(
@@ -144,6 +148,24 @@ impl Dots for Lanes256 {
             let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(a));
             _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
         }
+    }
+
+    /// The sums are pairs of i16, which hold 8 products of two nibbles by bytes.
+    #[inline(always)]
+    fn start_nibbles(self, _start: __m256i) -> __m256i {
+        self.zero()
+    }
+
+    #[inline(always)]
+    fn dot_nibbles(self, acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, a)) }
+    }
+
+    #[inline(always)]
+    fn end_nibbles(self, acc: __m256i, start: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi32(start, _mm256_madd_epi16(acc, _mm256_set1_epi16(1))) }
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use crate::generic::lanes::{Lanes, Stored};
 use crate::table::Table;
 use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
-pub(crate) const TABLE: Table = Table { widen_f16, tile_4_bit_rows: SKINNY_ROWS, ..SHIMS };
+pub(crate) const TABLE: Table = Table { widen_f16, tile_4_bit_products: SKINNY_ROWS, ..SHIMS };
 
 shims! {
     [#[target_feature(

@@ -25,6 +25,7 @@ pub(crate) const TABLE: Table = Table {
     },
     tile_bf16: tile::tile,
     tile_bf16_rows: tile::ROWS,
+    tile_bf16_products: usize::MAX,
     probe_peak,
     ..avx512_vnni::TABLE
 };

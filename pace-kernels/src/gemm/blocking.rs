@@ -38,14 +38,16 @@ pub(super) struct Blocking {
 }
 
 impl Blocking {
-    /// `widest`: the most rows of a tile, which is used for no more rows than that; [`MAX_ROWS`] or more.
-    pub(super) fn new(rows: usize, panels: &Panels, widest: usize) -> Self {
-        let tile_rows = if rows <= widest { widest } else { MAX_ROWS };
+    /// `widest`: the most rows of a tile; one of more than [`MAX_ROWS`] is used for no more rows than that.
+    /// `tile_steps`: steps of a tile in one of the panel.
+    pub(super) fn new(rows: usize, panels: &Panels, widest: usize, tile_steps: usize) -> Self {
+        let tile_rows = if rows <= widest { widest } else { widest.min(MAX_ROWS) };
         let blocks = rows.div_ceil(BLOCK_ROWS).max(1);
         let block_rows = rows.div_ceil(blocks).next_multiple_of(MAX_ROWS);
         let steps = panels.steps();
         let prefetch = rows > tile_rows && rows <= SKINNY_ROWS;
-        let block_steps = if !prefetch && steps <= WHOLE_STEPS { WHOLE_STEPS } else { BLOCK_STEPS };
+        let whole = !prefetch && steps * tile_steps <= WHOLE_STEPS;
+        let block_steps = if whole { WHOLE_STEPS } else { BLOCK_STEPS } / tile_steps;
         Self { rows, panels: panels.count(), steps, block_rows, tile_rows, block_steps, prefetch }
     }
 
@@ -129,7 +131,7 @@ mod tests {
     fn a_wide_tile_is_for_few_rows() {
         let panels = Panels { format: WeightFormat::Bf16, n: 64, k: 64, width: 64, paired: false };
         let tiles = |rows: usize| -> Vec<usize> {
-            let blocking = Blocking::new(rows, &panels, 8);
+            let blocking = Blocking::new(rows, &panels, 8, 1);
             assert_eq!(blocking.prefetch, (9..=SKINNY_ROWS).contains(&rows), "{rows}");
             blocking.row_tiles(rows).map(|tile| tile.len()).collect()
         };
@@ -142,7 +144,7 @@ mod tests {
         for rows in [1, 6, 7, 32, 33, 503, 505, 2048] {
             for (n, k, format) in [(1, 1, WeightFormat::F32), (130, 9000, WeightFormat::Bf16)] {
                 let panels = Panels { format, n, k, width: 64, paired: false };
-                let blocking = Blocking::new(rows, &panels, MAX_ROWS);
+                let blocking = Blocking::new(rows, &panels, MAX_ROWS, 1);
                 let mut covered = vec![0; rows * panels.count()];
                 for task in 0..blocking.tasks() {
                     let (rows, panel) = blocking.task(task);

@@ -33,7 +33,7 @@ impl Jit {
     ) -> Result<(), JitError> {
         let (out, ends) = (c.dtype(), Ends::Result { start: None, c });
         super::with_product(self.kernels(), cx, a, w.into(), ends, epilogue, |mut product, ends| {
-            product.blocking = Blocking::new(a.rows(), &product.panels, MAX_ROWS);
+            product.blocking = Blocking::new(a.rows(), &product.panels, MAX_ROWS, 1);
             product.generated = Generated::new(self, &product, out)?;
             product.run(cx, &ends);
             Ok(())
@@ -105,13 +105,13 @@ impl Product<'_> {
     /// What the weights are, for generated tiles.
     fn operands(&self) -> Result<Operands, JitError> {
         match (self.form.kind, self.panels.format) {
-            (TileKind::Bf16, _) => Ok(Operands::Bf16),
+            (_, WeightFormat::Bf16) => Ok(Operands::Bf16),
             (TileKind::Int8, format) if !format.has_min() && !format.is_4_bit() => Ok(Operands::Int8 {
                 group_steps: self.form.group / 4,
                 weight_scales: matches!(format, WeightFormat::Int8Group(_)),
                 streamed: self.blocking.is_skinny(),
             }),
-            (TileKind::F32 | TileKind::Int8, format) => Err(JitError::Format(format)),
+            (_, format) => Err(JitError::Format(format)),
         }
     }
 

@@ -28,8 +28,12 @@ const TOKEN_GROUP: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Form {
     pub(super) kind: TileKind,
-    /// Steps of a row.
+    /// Steps of a tile in one of the panel: bf16 that is widened has two.
+    pub(super) tile_steps: usize,
+    /// Steps of a row, as tiles read it.
     steps: usize,
+    /// F32: whether activations are rounded to bf16.
+    rounded: bool,
     /// Int8: inputs whose products are summed exactly before they are scaled.
     pub(super) group: usize,
     /// Int8: whether a row has one scale only.
@@ -39,7 +43,8 @@ pub(super) struct Form {
 }
 
 impl Form {
-    pub(super) fn new(panels: &Panels, quant: ActQuant) -> Self {
+    /// `widened`: whether bf16 is multiplied as f32.
+    pub(super) fn new(panels: &Panels, quant: ActQuant, widened: bool) -> Self {
         let per_token = quant == ActQuant::Token;
         let group = match panels.format.group() {
             Some(_) if panels.format.is_4_bit() => GROUP_4_BIT,
@@ -49,12 +54,16 @@ impl Form {
         };
         let kind = match panels.format {
             WeightFormat::F32 | WeightFormat::F16 => TileKind::F32,
+            WeightFormat::Bf16 if widened => TileKind::F32,
             WeightFormat::Bf16 => TileKind::Bf16,
             _ => TileKind::Int8,
         };
+        let tile_steps = if widened { 2 } else { 1 };
         Self {
             kind,
-            steps: panels.steps(),
+            tile_steps,
+            rounded: widened,
+            steps: panels.steps() * tile_steps,
             group,
             per_token,
             rotated: panels.format == WeightFormat::Int8Rotated,
@@ -81,7 +90,7 @@ impl Form {
     /// Whether a tile can read these activations where they are.
     fn reads(&self, a: ActRef<'_>) -> bool {
         match (self.kind, a) {
-            (TileKind::F32, ActRef::F32(_)) => true,
+            (TileKind::F32, ActRef::F32(_)) => !self.rounded,
             (TileKind::Bf16, ActRef::Bf16(a)) => a.cols().is_multiple_of(2),
             _ => false,
         }
@@ -95,8 +104,14 @@ impl Form {
     /// Converts row `i` of `a`.
     fn convert(&self, kernels: Kernels, a: ActRef<'_>, i: usize, row: &mut [f32]) {
         match (self.kind, a) {
-            (TileKind::F32, ActRef::F32(a)) => row[..a.cols()].copy_from_slice(a.row(i)),
-            (TileKind::F32, ActRef::Bf16(a)) => kernels.widen_bf16(a.row(i), &mut row[..a.cols()]),
+            (TileKind::F32, _) => {
+                let (out, padding) = row[..self.steps].split_at_mut(a.cols());
+                padding.fill(0.0);
+                match a {
+                    ActRef::F32(a) => round_to_bf16(kernels, a.row(i), out),
+                    ActRef::Bf16(a) => kernels.widen_bf16(a.row(i), out),
+                }
+            }
             (TileKind::Bf16, _) => {
                 let out: &mut [bf16] = bytemuck::cast_slice_mut(&mut row[..self.steps]);
                 let (out, padding) = out.split_at_mut(a.cols());
@@ -144,6 +159,16 @@ impl Form {
             quantize(self.group, q, scales, offsets);
         }
         offsets.iter_mut().for_each(|offset| *offset *= -128);
+    }
+}
+
+/// The bf16 nearest to each element of `src`, as f32.
+fn round_to_bf16(kernels: Kernels, src: &[f32], dst: &mut [f32]) {
+    let mut rounded = [bf16::ZERO; 64];
+    for (src, dst) in src.chunks(rounded.len()).zip(dst.chunks_mut(rounded.len())) {
+        let rounded = &mut rounded[..src.len()];
+        kernels.narrow_bf16(src, rounded);
+        kernels.widen_bf16(rounded, dst);
     }
 }
 

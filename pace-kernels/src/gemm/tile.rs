@@ -112,6 +112,21 @@ pub(crate) trait Dots: Copy {
     fn dot_bf16(self, acc: Self::V, w: Self::V, a: Self::V) -> Self::V;
     /// acc + the products of the four bytes of a lane (w unsigned, a signed), in i32.
     fn dot_int8(self, acc: Self::V, w: Self::V, a: Self::V) -> Self::V;
+    /// What sums of nibbles begin with where sums of bytes would begin with `start`.
+    #[inline(always)]
+    fn start_nibbles(self, start: Self::V) -> Self::V {
+        start
+    }
+    /// As [`dot_int8`](Self::dot_int8) with w below 16, 8 times at most from start to end.
+    #[inline(always)]
+    fn dot_nibbles(self, acc: Self::V, w: Self::V, a: Self::V) -> Self::V {
+        self.dot_int8(acc, w, a)
+    }
+    /// The sums that began with `start`, in i32.
+    #[inline(always)]
+    fn end_nibbles(self, acc: Self::V, _start: Self::V) -> Self::V {
+        acc
+    }
     /// sum + f32(acc) scale.
     fn scaled(self, sum: Self::V, acc: Self::V, scale: Self::V) -> Self::V;
     /// x y in f32.

@@ -109,7 +109,15 @@ unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool, const
     let shift = if E2M1 { 0 } else { 4 };
     // SAFETY: the caller's promises are those of each call; `a` has R rows of the steps.
     unsafe {
-        let mut acc = if MIN { [[lanes.zero(); N]; R] } else { offsets(lanes, t, group, shift) };
+        let start = || if MIN { [[lanes.zero(); N]; R] } else { offsets(lanes, t, group, shift) };
+        let mut acc = start();
+        if !E2M1 {
+            for r in 0..R {
+                for v in 0..N {
+                    acc[r][v] = lanes.start_nibbles(acc[r][v]);
+                }
+            }
+        }
         // Several rows, unrolled over all lines, are spilled.
         let count = if R == 1 { LINES } else { t.group_steps / 2 };
         for i in 0..count {
@@ -120,8 +128,21 @@ unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool, const
                 let a = a.add(r * t.a_stride);
                 let (first, second) = (lanes.splat(a), lanes.splat(a.add(4)));
                 for v in 0..N {
-                    acc[r][v] = lanes.dot_int8(acc[r][v], low[v], first);
-                    acc[r][v] = lanes.dot_int8(acc[r][v], high[v], second);
+                    if E2M1 {
+                        acc[r][v] = lanes.dot_int8(acc[r][v], low[v], first);
+                        acc[r][v] = lanes.dot_int8(acc[r][v], high[v], second);
+                    } else {
+                        acc[r][v] = lanes.dot_nibbles(acc[r][v], low[v], first);
+                        acc[r][v] = lanes.dot_nibbles(acc[r][v], high[v], second);
+                    }
+                }
+            }
+        }
+        if !E2M1 {
+            let start = start();
+            for r in 0..R {
+                for v in 0..N {
+                    acc[r][v] = lanes.end_nibbles(acc[r][v], start[r][v]);
                 }
             }
         }

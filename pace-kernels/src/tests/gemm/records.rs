@@ -115,6 +115,25 @@ fn records(panels: &Panels) -> Vec<u8> {
 }
 
 #[test]
+fn the_largest_sums_of_a_group_are_exact() {
+    for (activation, nibbles) in [(127, 0xff), (-127, 0xff), (-127, 0)] {
+        for format in [WeightFormat::Int4(32), WeightFormat::Int4Min(32)] {
+            let mut case = Case::new(format, 4, 32, 2, Flush::Right);
+            case.a.fill(activation);
+            case.a_offsets.fill(-128 * GROUP as i32 * i32::from(activation));
+            let (head, record) = (2 * case.panels.group_scales(), case.panels.record_bytes());
+            case.records.chunks_exact_mut(record).for_each(|record| record[head..].fill(nibbles));
+            for kernels in tiers() {
+                let (mut got, mut want) = (vec![0.0; 4 * 32], vec![0.0; 4 * 32]);
+                case.packed(&kernels, &mut got, false);
+                case.unpacked(&kernels, &mut want, false);
+                assert_eq!(got, want, "{kernels:?} {format}");
+            }
+        }
+    }
+}
+
+#[test]
 fn packed_and_unpacked_weights_give_the_same_bits() {
     let formats =
         [32, 64, 128].into_iter().flat_map(|group| [WeightFormat::Int4(group), WeightFormat::Int4Min(group)]);
