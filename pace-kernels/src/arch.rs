@@ -205,6 +205,8 @@ macro_rules! shims {
             tile_bf16_rows: crate::gemm::tile::MAX_ROWS,
             tile_bf16_products: crate::gemm::tile::MAX_ROWS,
             tile_int8,
+            tile_int8_rows: crate::gemm::tile::MAX_ROWS,
+            quad: size_of::<[i8; 4]>(),
             tile_4_bit,
             tile_4_bit_rows: crate::gemm::tile::MAX_4_BIT_ROWS,
             tile_4_bit_products: crate::gemm::tile::MAX_4_BIT_ROWS / 2,

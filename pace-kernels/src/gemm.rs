@@ -137,7 +137,12 @@ fn with_product<'c, R>(
     assert!(!(panels.paired && ends.are_partial()), "paired weights are multiplied in one go");
     epilogue.check(&w, rows);
     let table = kernels.table();
-    let widened = panels.format == WeightFormat::Bf16 && rows > table.tile_bf16_products;
+    let records = panels.format.is_4_bit() && rows <= table.tile_4_bit_products;
+    let widened = match panels.format {
+        WeightFormat::F32 | WeightFormat::F16 => false,
+        WeightFormat::Bf16 => rows > table.tile_bf16_products,
+        _ => table.quad > size_of::<[i8; 4]>() && !records,
+    };
     let form = Form::new(&panels, cx.act_quant, widened);
     assert!(
         form.kind != TileKind::Int8 || cx.act_quant != ActQuant::Token || w.has_whole_rows(),
@@ -148,7 +153,6 @@ fn with_product<'c, R>(
     }
     let mut converted = cx.scratch.take(form.scratch_len(a));
     let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
-    let records = panels.format.is_4_bit() && rows <= table.tile_4_bit_products;
     let tile_rows = if records { table.tile_4_bit_rows } else { table.tile_rows(form.kind) };
     let blocking = Blocking::new(rows, &panels, tile_rows, form.tile_steps);
     let product = Product { kernels, generated: None, w, panels, form, input, blocking, records, epilogue };
@@ -341,7 +345,7 @@ impl Product<'_> {
             return None;
         }
         let (mut t, int8) = (self.empty_tile(steps), self.form.kind == TileKind::Int8);
-        t.a = self.input.row(first, steps.start * self.form.tile_steps);
+        t.a = self.input.row(first, steps.start * self.form.step_words);
         t.w = block.steps.as_ptr();
         t.sums = sums.as_mut_ptr();
         t.resume = steps.start > 0 || task.ends.resumes();

@@ -104,6 +104,10 @@ pub(crate) struct Table {
     /// The most rows of a product that it computes; for more, bf16 is widened first.
     pub(crate) tile_bf16_products: usize,
     pub(crate) tile_int8: unsafe fn(&TileArgs),
+    /// The most rows of it.
+    pub(crate) tile_int8_rows: usize,
+    /// Bytes of four activations as it reads them, see [`Dots::QUAD`](crate::gemm::tile::Dots::QUAD).
+    pub(crate) quad: usize,
     /// Reads weights of 4 bits as they are stored.
     pub(crate) tile_4_bit: unsafe fn(&TileArgs),
     /// The most rows of it, up to `MAX_4_BIT_ROWS`.
@@ -127,7 +131,11 @@ impl Table {
 
     /// The most rows of the tile that multiplies a kind.
     pub(crate) fn tile_rows(&self, kind: TileKind) -> usize {
-        if kind == TileKind::Bf16 { self.tile_bf16_rows } else { MAX_ROWS }
+        match kind {
+            TileKind::F32 => MAX_ROWS,
+            TileKind::Bf16 => self.tile_bf16_rows,
+            TileKind::Int8 => self.tile_int8_rows,
+        }
     }
 }
 

@@ -13,11 +13,17 @@ use crate::generic::lanes::Lanes;
 use crate::table::Table;
 use crate::{ActMut, ActRef, Activation, DType, MatRef, RowNorm, generic};
 
-/// Rows whose sums fit 16 registers, with two vectors of weights of 4 bits across.
-const ROWS_4_BIT: usize = 4;
+/// Rows whose sums fit 16 registers, beside two vectors of integers across that are taken apart.
+const INTEGER_ROWS: usize = 4;
 
-pub(crate) const TABLE: Table =
-    Table { widen_f16, tile_4_bit_rows: ROWS_4_BIT, tile_4_bit_products: usize::MAX, ..SHIMS };
+pub(crate) const TABLE: Table = Table {
+    widen_f16,
+    tile_int8_rows: INTEGER_ROWS,
+    quad: Lanes256::QUAD,
+    tile_4_bit_rows: INTEGER_ROWS,
+    tile_4_bit_products: usize::MAX,
+    ..SHIMS
+};
 
 shims! {
     [#[target_feature(
@@ -79,7 +85,10 @@ impl Dots for Lanes256 {
     const LANES: usize = 8;
     const ACROSS: usize = 2;
     const ACROSS_ONE: usize = 8;
+    /// i16: first and third, second and fourth.
+    const QUAD: usize = 8;
     type V = __m256i;
+    type Quad = [__m256i; 2];
     type Table = __m256i;
 
     #[inline(always)]
@@ -146,6 +155,22 @@ impl Dots for Lanes256 {
             let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
             let even = _mm256_madd_epi16(_mm256_and_si256(w, low), even);
             let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(a));
+            _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quad(self, p: *const u8) -> [__m256i; 2] {
+        // SAFETY: passed on to the caller.
+        unsafe { [self.splat(p), self.splat(p.add(4))] }
+    }
+
+    #[inline(always)]
+    fn dot_quad(self, acc: __m256i, w: __m256i, [even, odd]: [__m256i; 2]) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)), even);
+            let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), odd);
             _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
         }
     }

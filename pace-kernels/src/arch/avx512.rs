@@ -119,6 +119,7 @@ macro_rules! lanes_512 {
             const ACROSS: usize = 4;
             const ACROSS_ONE: usize = 4;
             type V = __m512i;
+            type Quad = __m512i;
             type Table = __m512i;
 
             #[inline(always)]
@@ -173,6 +174,17 @@ macro_rules! lanes_512 {
             fn dot_int8(self, acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
                 // SAFETY: as above.
                 unsafe { $dot_int8(acc, w, a) }
+            }
+
+            #[inline(always)]
+            unsafe fn quad(self, p: *const u8) -> __m512i {
+                // SAFETY: passed on to the caller.
+                unsafe { self.splat(p) }
+            }
+
+            #[inline(always)]
+            fn dot_quad(self, acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
+                self.dot_int8(acc, w, a)
             }
 
             #[inline(always)]

@@ -37,6 +37,7 @@ impl Dots for OneLane {
     const ACROSS: usize = 2;
     const ACROSS_ONE: usize = 8;
     type V = u32;
+    type Quad = u32;
     type Table = [u8; 16];
 
     #[inline(always)]
@@ -91,6 +92,17 @@ impl Dots for OneLane {
             acc = acc.wrapping_add(i32::from(w[i]) * i32::from(a[i] as i8));
         }
         acc as u32
+    }
+
+    #[inline(always)]
+    unsafe fn quad(self, p: *const u8) -> u32 {
+        // SAFETY: passed on to the caller.
+        unsafe { self.splat(p) }
+    }
+
+    #[inline(always)]
+    fn dot_quad(self, acc: u32, w: u32, a: u32) -> u32 {
+        self.dot_int8(acc, w, a)
     }
 
     #[inline(always)]

@@ -30,10 +30,10 @@ pub(super) struct Form {
     pub(super) kind: TileKind,
     /// Steps of a tile in one of the panel: bf16 that is widened has two.
     pub(super) tile_steps: usize,
-    /// Steps of a row, as tiles read it.
+    /// 4-byte words of a row in one step of the panel: activations that are widened have two.
+    pub(super) step_words: usize,
+    /// Steps of the panel.
     steps: usize,
-    /// F32: whether activations are rounded to bf16.
-    rounded: bool,
     /// Int8: inputs whose products are summed exactly before they are scaled.
     pub(super) group: usize,
     /// Int8: whether a row has one scale only.
@@ -43,7 +43,7 @@ pub(super) struct Form {
 }
 
 impl Form {
-    /// `widened`: whether bf16 is multiplied as f32.
+    /// `widened`: whether bf16 is multiplied as f32, i8 as i16.
     pub(super) fn new(panels: &Panels, quant: ActQuant, widened: bool) -> Self {
         let per_token = quant == ActQuant::Token;
         let group = match panels.format.group() {
@@ -58,12 +58,11 @@ impl Form {
             WeightFormat::Bf16 => TileKind::Bf16,
             _ => TileKind::Int8,
         };
-        let tile_steps = if widened { 2 } else { 1 };
         Self {
             kind,
-            tile_steps,
-            rounded: widened,
-            steps: panels.steps() * tile_steps,
+            tile_steps: if widened && kind == TileKind::F32 { 2 } else { 1 },
+            step_words: if widened { 2 } else { 1 },
+            steps: panels.steps(),
             group,
             per_token,
             rotated: panels.format == WeightFormat::Int8Rotated,
@@ -83,14 +82,19 @@ impl Form {
     /// 4-byte words of a converted row: its steps, then scales and offsets, to an odd number of lines
     /// so that the rows of a tile do not share a set of L1.
     fn row_words(&self) -> usize {
-        let lines = (self.steps + 2 * self.groups()).div_ceil(LINE);
+        let lines = (self.words() + 2 * self.groups()).div_ceil(LINE);
         (lines | 1) * LINE
+    }
+
+    /// 4-byte words of a row's activations.
+    fn words(&self) -> usize {
+        self.steps * self.step_words
     }
 
     /// Whether a tile can read these activations where they are.
     fn reads(&self, a: ActRef<'_>) -> bool {
         match (self.kind, a) {
-            (TileKind::F32, ActRef::F32(_)) => !self.rounded,
+            (TileKind::F32, ActRef::F32(_)) => self.tile_steps == 1,
             (TileKind::Bf16, ActRef::Bf16(a)) => a.cols().is_multiple_of(2),
             _ => false,
         }
@@ -105,7 +109,7 @@ impl Form {
     fn convert(&self, kernels: Kernels, a: ActRef<'_>, i: usize, row: &mut [f32]) {
         match (self.kind, a) {
             (TileKind::F32, _) => {
-                let (out, padding) = row[..self.steps].split_at_mut(a.cols());
+                let (out, padding) = row[..self.words()].split_at_mut(a.cols());
                 padding.fill(0.0);
                 match a {
                     ActRef::F32(a) => round_to_bf16(kernels, a.row(i), out),
@@ -127,11 +131,12 @@ impl Form {
 
     /// Quantises row `i` of `a`: its steps, a scale for each group, -128 times each group's sum.
     fn quantize(&self, kernels: Kernels, a: ActRef<'_>, i: usize, row: &mut [f32]) {
-        let (steps, rest) = row.split_at_mut(self.steps);
+        let (words, rest) = row.split_at_mut(self.words());
         let (scales, rest) = rest.split_at_mut(self.groups());
         let offsets: &mut [i32] = bytemuck::cast_slice_mut(&mut rest[..scales.len()]);
-        let q: &mut [i8] = bytemuck::cast_slice_mut(steps);
-        let (q, padding) = q.split_at_mut(a.cols());
+        let bytes: &mut [i8] = bytemuck::cast_slice_mut(words);
+        let first = bytes.len() - 4 * self.steps;
+        let (q, padding) = bytes[first..].split_at_mut(a.cols());
         padding.fill(0);
         // Weights of 4 bits are padded to whole groups of their own, which may be several of activations.
         let groups = q.len().div_ceil(self.group);
@@ -159,6 +164,9 @@ impl Form {
             quantize(self.group, q, scales, offsets);
         }
         offsets.iter_mut().for_each(|offset| *offset *= -128);
+        if self.step_words == 2 {
+            widen_quads(bytes);
+        }
     }
 }
 
@@ -169,6 +177,18 @@ fn round_to_bf16(kernels: Kernels, src: &[f32], dst: &mut [f32]) {
         let rounded = &mut rounded[..src.len()];
         kernels.narrow_bf16(src, rounded);
         kernels.widen_bf16(rounded, dst);
+    }
+}
+
+/// Spreads the i8 in the second half of `bytes` over all of it, front to back: four of them as i16, the first and the
+/// third before the second and the fourth, see [`Dots::quad`](super::tile::Dots::quad).
+fn widen_quads(bytes: &mut [i8]) {
+    let half = bytes.len() / 2;
+    for at in (0..half).step_by(4) {
+        let quad: [i8; 4] = std::array::from_fn(|i| bytes[half + at + i]);
+        for (wide, i) in bytes[2 * at..][..8].as_chunks_mut::<2>().0.iter_mut().zip([0, 2, 1, 3]) {
+            *wide = i16::from(quad[i]).to_ne_bytes().map(u8::cast_signed);
+        }
     }
 }
 
@@ -213,7 +233,7 @@ impl Input {
         Self {
             base: scratch.as_ptr().cast(),
             stride: words * size_of::<f32>(),
-            scales_at: form.steps * size_of::<f32>(),
+            scales_at: form.words() * size_of::<f32>(),
             groups: form.groups(),
         }
     }

@@ -19,7 +19,7 @@ pub(crate) enum TileKind {
     F32,
     /// Two bf16 by two bf16, summed in f32.
     Bf16,
-    /// Four i8 by four u8 (stored as q + 128), summed in i32 and, group by group, in f32.
+    /// Four i8, widened to i16 on tiers that multiply those, by four u8 (stored as q + 128), summed in i32 and, group by group, in f32.
     Int8,
 }
 
@@ -90,7 +90,11 @@ pub(crate) trait Dots: Copy {
     const ACROSS: usize;
     /// The same for one row, where only the sums' latency counts.
     const ACROSS_ONE: usize;
+    /// Bytes of a quad: of four activations, as i8 or as i16.
+    const QUAD: usize = 4;
     type V: Copy;
+    /// A quad in every lane.
+    type Quad: Copy;
     /// 16 bytes to look up.
     type Table: Copy;
 
@@ -112,6 +116,11 @@ pub(crate) trait Dots: Copy {
     fn dot_bf16(self, acc: Self::V, w: Self::V, a: Self::V) -> Self::V;
     /// acc + the products of the four bytes of a lane (w unsigned, a signed), in i32.
     fn dot_int8(self, acc: Self::V, w: Self::V, a: Self::V) -> Self::V;
+    /// # Safety
+    /// `QUAD` bytes are readable.
+    unsafe fn quad(self, p: *const u8) -> Self::Quad;
+    /// As [`dot_int8`](Self::dot_int8), with activations in the form that takes the fewest instructions.
+    fn dot_quad(self, acc: Self::V, w: Self::V, a: Self::Quad) -> Self::V;
     /// What sums of nibbles begin with where sums of bytes would begin with `start`.
     #[inline(always)]
     fn start_nibbles(self, start: Self::V) -> Self::V {

@@ -137,7 +137,7 @@ unsafe fn float_strip<L: Dots, const R: usize, const N: usize, const BF16: bool>
                 prefetch = prefetch.wrapping_add(64);
             }
             while step < end {
-                let (w, a) = at_step::<L, N>(lanes, t, column, step);
+                let (w, a) = at_step::<L, N>(lanes, t, column, step, 4);
                 for r in 0..R {
                     let a = lanes.splat(a.add(r * t.a_stride));
                     for v in 0..N {
@@ -188,11 +188,11 @@ unsafe fn int8_strip<L: Dots, const R: usize, const N: usize, const SCALED: bool
                     prefetch = prefetch.wrapping_add(64);
                 }
                 while step < round {
-                    let (w, a) = at_step::<L, N>(lanes, t, column, step);
+                    let (w, a) = at_step::<L, N>(lanes, t, column, step, L::QUAD);
                     for r in 0..R {
-                        let a = lanes.splat(a.add(r * t.a_stride));
+                        let a = lanes.quad(a.add(r * t.a_stride));
                         for v in 0..N {
-                            acc[r][v] = lanes.dot_int8(acc[r][v], w[v], a);
+                            acc[r][v] = lanes.dot_quad(acc[r][v], w[v], a);
                         }
                     }
                     step += 1;
@@ -306,7 +306,7 @@ pub(super) unsafe fn add_group<
     }
 }
 
-/// The weights of a step and the activations of the first row.
+/// The weights of a step and the activations of the first row, of which a step has so many bytes.
 ///
 /// # Safety
 /// As [`float_strip`], and `step < t.steps`.
@@ -316,6 +316,7 @@ unsafe fn at_step<L: Dots, const N: usize>(
     t: &TileArgs,
     column: usize,
     step: usize,
+    step_bytes: usize,
 ) -> ([L::V; N], *const u8) {
     let mut w = [lanes.zero(); N];
     // SAFETY: the step lies in the panel and in the rows of activations.
@@ -324,7 +325,7 @@ unsafe fn at_step<L: Dots, const N: usize>(
         for v in 0..N {
             w[v] = lanes.load(at.add(v * L::LANES * 4));
         }
-        (w, t.a.add(step * 4))
+        (w, t.a.add(step * step_bytes))
     }
 }
 

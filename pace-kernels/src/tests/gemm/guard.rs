@@ -62,17 +62,18 @@ fn tiles_stay_inside_of_their_block() {
 fn check_tile(kind: TileKind, rows: usize, width: usize, steps: usize, flush: Flush) {
     let (group_steps, words) = (16, |seed, len| noise_vec(seed, len));
     let groups = steps.div_ceil(group_steps);
-    let (a, w) =
-        (Guarded::new(flush, &words(1, rows * steps)), Guarded::new(flush, &words(2, width * steps)));
+    let w = Guarded::new(flush, &words(2, width * steps));
     let (scales, offsets) =
         (Guarded::filled(flush, rows * groups, 0.5f32), Guarded::filled(flush, rows * groups, 3i32));
     let w_scales = Guarded::filled(flush, groups * width * 2, 0.25f32);
     for kernels in tiers().filter(|kernels| rows <= kernels.table().tile_rows(kind)) {
         for (resume, has_min) in [(false, false), (true, false), (true, kind == TileKind::Int8)] {
+            let step_words = if kind == TileKind::Int8 { kernels.table().quad / 4 } else { 1 };
+            let a = Guarded::new(flush, &words(1, rows * steps * step_words));
             let mut sums = Guarded::filled(flush, rows * width, 1.0f32);
             let t = TileArgs {
                 a: a.as_ptr().cast(),
-                a_stride: steps * 4,
+                a_stride: steps * step_words * 4,
                 w: w.as_ptr().cast(),
                 steps,
                 sums: sums.as_mut_ptr(),

@@ -82,9 +82,10 @@ impl Case {
         let mut scales = vec![0.0; self.panels.groups() * self.panels.group_scales()];
         self.panels.unpack_records(kernels, &self.records, &mut steps, &mut scales);
         for (row, sums) in sums.chunks_exact_mut(width).enumerate() {
+            let a = quads(kernels, &self.a[row * k..][..k]);
             let t = self.args(sums, resume);
             let t = TileArgs {
-                a: t.a.wrapping_add(row * k),
+                a: a.as_ptr(),
                 a_scales: t.a_scales.wrapping_add(row * t.a_groups),
                 a_offsets: t.a_offsets.wrapping_add(row * t.a_groups),
                 rows: 1,
@@ -96,6 +97,15 @@ impl Case {
             unsafe { (kernels.table().tile_int8)(&t) }
         }
     }
+}
+
+/// Activations as the int8 tile reads them.
+fn quads(kernels: &Kernels, a: &[i8]) -> Vec<u8> {
+    let quad = |a: &[i8; 4]| match kernels.table().quad {
+        4 => a.map(i8::cast_unsigned).to_vec(),
+        _ => [0, 2, 1, 3].iter().flat_map(|&i| i16::from(a[i]).to_ne_bytes()).collect(),
+    };
+    a.as_chunks().0.iter().flat_map(quad).collect()
 }
 
 /// Random nibbles with ordinary scales.
