@@ -85,6 +85,8 @@ impl Dots for Lanes256 {
     const LANES: usize = 8;
     const ACROSS: usize = 2;
     const ACROSS_ONE: usize = 8;
+    /// On Zen 1, bf16: 0.97 of a pure read, instead of 0.84 without. Lost: 2048 and more, and L2 instead of L1 (0.86 to 0.90).
+    const AHEAD: usize = 1024;
     /// i16: first and third, second and fourth.
     const QUAD: usize = 8;
     type V = __m256i;
@@ -245,5 +247,11 @@ impl Dots for Lanes256 {
     fn prefetch(self, p: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_near(self, p: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 }

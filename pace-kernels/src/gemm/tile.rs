@@ -90,6 +90,8 @@ pub(crate) trait Dots: Copy {
     const ACROSS: usize;
     /// The same for one row, where only the sums' latency counts.
     const ACROSS_ONE: usize;
+    /// How far ahead one row's weights are asked for, in bytes; 0: by the CPU itself.
+    const AHEAD: usize = 0;
     /// Bytes of a quad: of four activations, as i8 or as i16.
     const QUAD: usize = 4;
     type V: Copy;
@@ -159,4 +161,7 @@ pub(crate) trait Dots: Copy {
     unsafe fn load_bf16(self, p: *const u16) -> Self::V;
     /// Asks for a line in the second-level cache.
     fn prefetch(self, p: *const u8);
+    /// Asks for a line in the first-level cache, where [`AHEAD`](Self::AHEAD) is above 0.
+    #[inline(always)]
+    fn prefetch_near(self, _p: *const u8) {}
 }

@@ -138,6 +138,9 @@ unsafe fn float_strip<L: Dots, const R: usize, const N: usize, const BF16: bool>
             }
             while step < end {
                 let (w, a) = at_step::<L, N>(lanes, t, column, step, 4);
+                if R == 1 {
+                    read_ahead(lanes, t.w.wrapping_add((step * t.width + column) * 4), N);
+                }
                 for r in 0..R {
                     let a = lanes.splat(a.add(r * t.a_stride));
                     for v in 0..N {
@@ -189,6 +192,9 @@ unsafe fn int8_strip<L: Dots, const R: usize, const N: usize, const SCALED: bool
                 }
                 while step < round {
                     let (w, a) = at_step::<L, N>(lanes, t, column, step, L::QUAD);
+                    if R == 1 {
+                        read_ahead(lanes, t.w.wrapping_add((step * t.width + column) * 4), N);
+                    }
                     for r in 0..R {
                         let a = lanes.quad(a.add(r * t.a_stride));
                         for v in 0..N {
@@ -326,6 +332,16 @@ unsafe fn at_step<L: Dots, const N: usize>(
             w[v] = lanes.load(at.add(v * L::LANES * 4));
         }
         (w, t.a.add(step * step_bytes))
+    }
+}
+
+/// Asks for what comes [`Dots::AHEAD`] bytes behind some vectors.
+#[inline(always)]
+pub(super) fn read_ahead<L: Dots>(lanes: L, at: *const u8, vectors: usize) {
+    if L::AHEAD > 0 {
+        for line in (0..vectors * L::LANES * 4).step_by(64) {
+            lanes.prefetch_near(at.wrapping_add(L::AHEAD + line));
+        }
     }
 }
 
