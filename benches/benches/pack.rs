@@ -34,7 +34,7 @@ fn pack(c: &mut Criterion) {
         let tolerance = match format {
             WeightFormat::Mxfp4 => 0.34,
             _ if format.is_4_bit() => 0.15,
-            WeightFormat::Int8Rotated => 4e-2,
+            _ if format.is_rotated() => 4e-2,
             _ => 5e-3,
         };
         check("pack", &row, &want, tolerance);

@@ -255,7 +255,10 @@ impl From<WeightFormat> for OpDType {
             // Widened before use.
             WeightFormat::F32 | WeightFormat::F16 => Self::F32,
             WeightFormat::Bf16 => Self::Bf16,
-            WeightFormat::Int8 | WeightFormat::Int8Rotated | WeightFormat::Int8Group(_) => Self::Int8,
+            WeightFormat::Int8
+            | WeightFormat::Int8Rotated
+            | WeightFormat::Int8RotatedGroup
+            | WeightFormat::Int8Group(_) => Self::Int8,
             WeightFormat::Int8Min(_)
             | WeightFormat::Int4(_)
             | WeightFormat::Int4Min(_)

@@ -15,7 +15,7 @@ use crate::exit::Usage;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct QuantArgs {
-    /// Quantise weights while they are loaded: int8 (a scale an output, inputs rotated in blocks), int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or
+    /// Quantise weights while they are loaded: int8 (inputs rotated in blocks of 64, a scale for each; int8r: one scale an output), int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or
     /// none. Groups are 32, 64 or 128 inputs with a scale of their own; int4 is int4:32 [default: as the files have them].
     #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
     pub(crate) quant: Option<Quant>,
@@ -39,6 +39,9 @@ pub(crate) struct QuantArgs {
 pub(crate) enum Quant {
     /// As floating-point numbers.
     None,
+    /// In the format of 8 bits that suits the activations' scales: rotated, with a scale for each block of inputs, or for each
+    /// output where activations have one a token.
+    Int8,
     /// In a format of integers.
     Format(WeightFormat),
 }
@@ -70,6 +73,8 @@ impl QuantArgs {
         let float = load.weights;
         let format = |quant| match quant {
             Quant::None => float,
+            Quant::Int8 if self.act_quant == ActQuantChoice::Token => WeightFormat::Int8Rotated,
+            Quant::Int8 => WeightFormat::Int8RotatedGroup,
             Quant::Format(format) => format,
         };
         load.own_formats = as_stored && self.quant.is_none();
@@ -105,12 +110,12 @@ impl QuantArgs {
 pub(super) fn quant_format(name: &str) -> Result<Quant, String> {
     match name.to_ascii_lowercase().as_str() {
         "none" => Ok(Quant::None),
-        "int8" => Ok(Quant::Format(WeightFormat::Int8Rotated)),
+        "int8" => Ok(Quant::Int8),
         "int4" => Ok(Quant::Format(WeightFormat::Int4(32))),
         "int4m" => Ok(Quant::Format(WeightFormat::Int4Min(32))),
         lower => match lower.parse::<WeightFormat>() {
             Ok(format) if format.is_quantised() => Ok(Quant::Format(format)),
-            _ => Err("right are none, int8, int8:G (G 16, 32, 64, 128 or 256), int8m:G, int4, int4:G (G 32, 64 or 128), \
+            _ => Err("right are none, int8, int8r, int8r:64, int8:G (G 16, 32, 64, 128 or 256), int8m:G, int4, int4:G (G 32, 64 or 128), \
                       int4m:G and mxfp4"
                 .to_owned()),
         },
@@ -130,7 +135,9 @@ mod tests {
         assert_eq!(quant_format("none"), Ok(Quant::None));
         assert_eq!(format("int4"), Some(WeightFormat::Int4(32)));
         assert_eq!(format("INT4:128"), Some(WeightFormat::Int4(128)));
-        assert_eq!(format("int8"), Some(WeightFormat::Int8Rotated));
+        assert_eq!(quant_format("int8"), Ok(Quant::Int8));
+        assert_eq!(format("int8r"), Some(WeightFormat::Int8Rotated));
+        assert_eq!(format("int8r:64"), Some(WeightFormat::Int8RotatedGroup));
         assert_eq!(format("int8:64"), Some(WeightFormat::Int8Group(64)));
         for wrong in ["bf16", "int4:16", "int8:48", "int2", ""] {
             assert!(quant_format(wrong).unwrap_err().contains("int4:G"), "{wrong}");
@@ -151,5 +158,9 @@ mod tests {
         assert_eq!(load(int4.clone(), true), (WeightFormat::Int4(64), head, false));
         let none = QuantArgs { quant_lm_head: Some(Quant::None), ..int4 };
         assert_eq!(load(none, true), (WeightFormat::Int4(64), Some(WeightFormat::Bf16), false));
+        let int8 = QuantArgs { quant: Some(Quant::Int8), ..QuantArgs::default() };
+        assert_eq!(load(int8.clone(), true), (WeightFormat::Int8RotatedGroup, None, false));
+        let token = QuantArgs { act_quant: ActQuantChoice::Token, ..int8 };
+        assert_eq!(load(token, true), (WeightFormat::Int8Rotated, None, false));
     }
 }

@@ -25,7 +25,7 @@ use crate::session::{load_progress, open};
 /// `pace-cli quantize`.
 pub(crate) fn quantize(env: &Env, args: &QuantizeArgs) -> Result<()> {
     match args.quant.quant {
-        Some(Quant::Format(_)) => run(env, &args.target, WeightChoice::Auto, &args.quant),
+        Some(Quant::Int8 | Quant::Format(_)) => run(env, &args.target, WeightChoice::Auto, &args.quant),
         Some(Quant::None) => {
             Err(Usage("--quant none: `pace-cli pack` writes floating-point weights".to_owned()).into())
         }

@@ -108,7 +108,7 @@ impl Product<'_> {
             (_, WeightFormat::Bf16) => Ok(Operands::Bf16),
             (TileKind::Int8, format) if !format.has_min() && !format.is_4_bit() => Ok(Operands::Int8 {
                 group_steps: self.form.group / 4,
-                weight_scales: matches!(format, WeightFormat::Int8Group(_)),
+                weight_scales: !format.is_per_output(),
                 streamed: self.blocking.is_skinny(),
             }),
             (_, format) => Err(JitError::Format(format)),

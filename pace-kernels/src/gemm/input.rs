@@ -65,7 +65,7 @@ impl Form {
             steps: panels.steps(),
             group,
             per_token,
-            rotated: panels.format == WeightFormat::Int8Rotated,
+            rotated: panels.format.is_rotated(),
         }
     }
 

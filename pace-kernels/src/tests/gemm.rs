@@ -42,7 +42,7 @@ fn product_on(kernels: &Kernels, par: Par<'_>, a: &[f32], w: &PackedWeights, qua
 
 /// The activations as the kernel sees them.
 fn seen(format: WeightFormat, quant: ActQuant, a: &[f32], k: usize) -> Vec<f64> {
-    if format == WeightFormat::Int8Rotated {
+    if format.is_rotated() {
         let mut rotated = a.to_vec();
         rotated.chunks_mut(k).for_each(|row| Kernels::detect().rotate(row));
         let mut back = seen(WeightFormat::Int8, quant, &rotated, k);
@@ -85,7 +85,7 @@ fn reference(a: &[f64], w: &PackedWeights) -> Vec<(f64, f64)> {
         let largest = w.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
         // A rotation makes an element 8 times as large at the most.
         let parts = match format {
-            WeightFormat::Int8Rotated => 16.0 * f64::from(largest),
+            _ if format.is_rotated() => 16.0 * f64::from(largest),
             _ if format.has_min() => 4.0 * f64::from(largest),
             _ => 0.0,
         };

@@ -208,7 +208,7 @@ fn panels_hold_every_row() {
                     let off = match spec.format {
                         WeightFormat::Int8 | WeightFormat::Int8Group(_) => largest / 253.0,
                         // As much in each of 64 rotated elements, whose largest is 8 times as large at the most.
-                        WeightFormat::Int8Rotated => largest * 8.0 / 253.0 * 8.0,
+                        format if format.is_rotated() => largest * 8.0 / 253.0 * 8.0,
                         // Half a step of the group's range, and what f16 scales lose.
                         WeightFormat::Int8Min(_) => 2.0 * largest / 509.0,
                         WeightFormat::Int4(_) => largest / 7.9,

@@ -75,7 +75,7 @@ impl Panels {
     pub(crate) const fn scales(&self) -> usize {
         match self.format {
             WeightFormat::Int8 | WeightFormat::Int8Rotated => self.width,
-            WeightFormat::Int8Group(_) | WeightFormat::Int8Min(_) => {
+            WeightFormat::Int8RotatedGroup | WeightFormat::Int8Group(_) | WeightFormat::Int8Min(_) => {
                 self.k.div_ceil(self.group()) * self.group_scales()
             }
             _ => 0,
@@ -259,7 +259,7 @@ impl Panels {
             _ if self.format.is_4_bit() => self.load_records(column, panel, out),
             _ => {
                 self.load_int8(column, panel, scales, out);
-                if self.format == WeightFormat::Int8Rotated {
+                if self.format.is_rotated() {
                     out.chunks_exact_mut(self.k).for_each(|row| kernels.rotate(row));
                 }
             }

@@ -59,8 +59,8 @@ impl Kernels {
             let codes = &mut out.codes[i * k..(i + 1) * k];
             let scales = &mut out.scales[i * groups..(i + 1) * groups];
             let Some(scheme) = scheme(format) else {
-                if format == WeightFormat::Int8Rotated {
-                    self.rotated_row(row, codes, scales);
+                if format.is_rotated() {
+                    self.rotated_row(format.group(), row, codes, scales);
                 } else {
                     self.int8_row(group, row, codes, scales);
                 }
@@ -81,10 +81,12 @@ impl Kernels {
         codes.iter_mut().for_each(|code| *code ^= 0x80);
     }
 
-    fn rotated_row(&self, row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
-        let group = row.len().next_multiple_of(rotate::BLOCK);
+    /// With a scale for each `group`, or one.
+    fn rotated_row(&self, group: Option<usize>, row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
+        let (one_scale, mut sums) = (group.is_none(), vec![0; scales.len()]);
+        let group = group.unwrap_or(row.len().next_multiple_of(rotate::BLOCK));
         let values = bytemuck::cast_slice_mut(codes);
-        let out = rotate::Out { group, one_scale: true, values, scales, sums: &mut [0] };
+        let out = rotate::Out { group, one_scale, values, scales, sums: &mut sums };
         self.quantize_rotated(ActRef::F32(MatRef::new(row, 1, row.len())), 0, out);
         codes.iter_mut().for_each(|code| *code ^= 0x80);
     }

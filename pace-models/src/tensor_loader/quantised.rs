@@ -148,7 +148,7 @@ impl TensorLoader<'_> {
             kernels.quantize_weights(format, k, wide, rounding, &mut out);
             let decoded = &mut decoded[..count * k];
             codes::dequantise(format, k, &out, decoded);
-            if format == WeightFormat::Int8Rotated {
+            if format.is_rotated() {
                 decoded.chunks_exact_mut(k).for_each(|row| kernels.rotate(row));
             }
             let (error, power) = wide.iter().zip(&*decoded).fold((0.0, 0.0), |(error, power), (&w, &d)| {

@@ -12,7 +12,7 @@ pub fn join(a: WeightFormat, b: WeightFormat) -> Option<WeightFormat> {
     if a == b {
         return Some(a);
     }
-    if [a, b].contains(&WeightFormat::Int8Rotated) {
+    if a.is_rotated() || b.is_rotated() {
         return None;
     }
     Some(Parts::join(one, other).format())
@@ -23,7 +23,7 @@ pub fn groups(format: WeightFormat, k: usize) -> usize {
     Parts::of(format).map_or(0, |parts| k.div_ceil(parts.group_in(k)))
 }
 
-/// Writes the weights that `rows`, of `k` inputs each, stand for in `format`; those of `Int8Rotated` stay rotated. A product is rounded, and then its sum
+/// Writes the weights that `rows`, of `k` inputs each, stand for in `format`; rotated ones stay rotated. A product is rounded, and then its sum
 /// with the minimum.
 ///
 /// # Panics

@@ -57,7 +57,12 @@ pub(crate) fn formats(dtype: OpDType) -> &'static [WeightFormat] {
     match dtype {
         OpDType::F32 => &[WeightFormat::F32],
         OpDType::Bf16 => &[WeightFormat::Bf16],
-        OpDType::Int8 => &[WeightFormat::Int8, WeightFormat::Int8Rotated, WeightFormat::Int8Group(64)],
+        OpDType::Int8 => &[
+            WeightFormat::Int8,
+            WeightFormat::Int8Rotated,
+            WeightFormat::Int8RotatedGroup,
+            WeightFormat::Int8Group(64),
+        ],
         OpDType::Int4 => &[
             WeightFormat::Int4(32),
             WeightFormat::Int4Min(64),

@@ -28,7 +28,10 @@ impl Tiles {
             let jit = Jit::new(kernels, JitCapacity::default()).ok()?;
             let multiplies = match format {
                 WeightFormat::Bf16 => kernels.isa() == crate::Isa::Avx512Bf16,
-                WeightFormat::Int8 | WeightFormat::Int8Rotated | WeightFormat::Int8Group(_) => true,
+                WeightFormat::Int8
+                | WeightFormat::Int8Rotated
+                | WeightFormat::Int8RotatedGroup
+                | WeightFormat::Int8Group(_) => true,
                 _ => false,
             };
             multiplies.then_some((kernels, Self::Generated(jit)))

@@ -77,12 +77,14 @@ fn check(format: WeightFormat, shape: &Shape, quant: ActQuant, epilogue: &Epilog
     assert!(got.iter().zip(&wanted).all(|(got, wanted)| got.to_bits() == wanted.to_bits()), "bf16 {what}");
 }
 
-const FORMATS: [(WeightFormat, ActQuant); 9] = [
+const FORMATS: [(WeightFormat, ActQuant); 11] = [
     (WeightFormat::Bf16, ActQuant::Groups),
     (WeightFormat::Int8, ActQuant::Groups),
     (WeightFormat::Int8, ActQuant::Token),
     (WeightFormat::Int8Rotated, ActQuant::Groups),
     (WeightFormat::Int8Rotated, ActQuant::Token),
+    (WeightFormat::Int8RotatedGroup, ActQuant::Groups),
+    (WeightFormat::Int8RotatedGroup, ActQuant::Token),
     (WeightFormat::Int8Group(16), ActQuant::Groups),
     (WeightFormat::Int8Group(32), ActQuant::Groups),
     (WeightFormat::Int8Group(64), ActQuant::Groups),
