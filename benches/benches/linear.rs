@@ -18,7 +18,7 @@ const FORMATS: [WeightFormat; 6] = [
     WeightFormat::F32,
     WeightFormat::F16,
     WeightFormat::Bf16,
-    WeightFormat::Int8Group(64),
+    WeightFormat::Int8RotatedGroup,
     WeightFormat::Int4(32),
     WeightFormat::Mxfp4,
 ];

@@ -3,14 +3,11 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::buffer::huge_pages;
+use crate::buffer::{HUGE_PAGE, huge_pages};
 use crate::{Buffer, HugePages, OutOfMemory, Placement, SharedMemory};
 
 /// Bytes that are reserved at a time. Only what is written takes memory.
 const CHUNK: usize = 64 << 20;
-
-/// What an offset in a file is a multiple of: a huge page.
-const HUGE_PAGE: u64 = 2 << 20;
 
 /// Hands out [`Buffer`]s that lie one after the other. Those below 2 MiB share huge pages: the matrices of a small model
 /// would otherwise lie in pages of 4 KiB, from which memory is read at two thirds of the speed. Larger ones share those at
@@ -116,7 +113,7 @@ impl Arena {
             Some(file) if bytes > 0 => {
                 let huge = self.placement.hugepages != HugePages::Never;
                 let buffer = file.map(state.mapped, bytes, huge).map_err(|_| OutOfMemory { bytes })?;
-                state.mapped += (bytes as u64).next_multiple_of(HUGE_PAGE);
+                state.mapped += bytes.next_multiple_of(HUGE_PAGE) as u64;
                 buffer
             }
             _ => Buffer::zeroed(bytes, self.placement)?,
@@ -168,7 +165,7 @@ mod tests {
         let addresses = arena.addresses();
         drop(arena);
         let starts: Vec<_> = buffers.iter().map(|b| b.as_slice::<f32>().as_ptr().addr()).collect();
-        assert!(starts[0].is_multiple_of(HUGE_PAGE as usize));
+        assert!(starts[0].is_multiple_of(HUGE_PAGE));
         assert_eq!((starts[1] - starts[0], starts[2] - starts[0]), (1024, 2048));
         assert_eq!(addresses, vec![starts[0]..starts[0] + CHUNK]);
         assert_eq!(buffers[2].as_slice::<f32>(), [0.0; 250]);

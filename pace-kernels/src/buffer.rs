@@ -11,7 +11,7 @@ pub(crate) mod mapped;
 pub(crate) mod shared;
 
 /// 2 MiB: the huge page of x86-64 and AArch64, and the size from which a buffer is mapped.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Whether to ask the kernel for huge pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Placement {
 /// Memory that reads as zero until written. A page belongs to the NUMA node of the thread that
 /// first writes it.
 ///
-/// Buffers of 2 MiB and more start on a 2-MiB border, smaller ones on a cache line.
+/// Buffers of 2 MiB and more start on a 2-MiB border, smaller ones and those of an [`Arena`](crate::Arena) on a cache line.
 #[derive(Debug)]
 pub struct Buffer {
     ptr: NonNull<u8>,

@@ -1,6 +1,6 @@
 //! The blocked matrix product over packed weights.
 //!
-//! Loop nest: tasks (row block, panel) { blocks of steps { tiles of 6 rows { steps } } ; epilogue }. Each
+//! Loop nest: tasks (row block, panel) { blocks of steps { tiles of some rows { steps } } ; epilogue }. Each
 //! weight line is read once for up to 504 rows; a panel's block of steps stays in L2 while all row tiles
 //! use it. Sums of a tile go through a small buffer to the epilogue, which costs 0.5 % at K = 2048 and
 //! keeps every combination of epilogues out of the tiles.
@@ -26,7 +26,7 @@ use self::epilogue::{RowEpilogue, RowMut};
 use self::generated::Generated;
 use self::input::{Form, Input};
 use self::sums::Ends;
-use self::tile::{FourBits, MAX_4_BIT_ROWS, MAX_ROWS, PREFETCH_STEPS, TileArgs, TileKind};
+use self::tile::{FourBits, PREFETCH_STEPS, TileArgs, TileKind};
 use crate::weights::Panels;
 use crate::{ActMut, ActRef, Kernels, MatMut, MatRef, Par, Scratch, WeightFormat, WeightSlice};
 
@@ -298,7 +298,7 @@ impl Product<'_> {
             self.kernels.widen_f16(bytemuck::cast_slice(stored), wide);
             return Block { steps: bytemuck::cast_slice(wide), scales };
         }
-        if self.widens_bf16() {
+        if self.widens_bf16() && !stored.is_empty() {
             let line = self.panels.width;
             let wide = &mut wide[..steps.len() * 2 * line];
             let pairs: &[bf16] = bytemuck::cast_slice(stored);
@@ -333,7 +333,11 @@ impl Product<'_> {
         sums: &mut [f32],
     ) -> Option<TileArgs> {
         let (width, count, first) = (self.panels.width, tile.len(), task.rows.start + tile.start);
-        let most = if self.records { MAX_4_BIT_ROWS } else { self.kernels.table().tile_rows(self.form.kind) };
+        let most = if self.records {
+            self.kernels.table().tile_4_bit_rows
+        } else {
+            self.kernels.table().tile_rows(self.form.kind)
+        };
         assert!(count <= most, "a tile of {count} rows");
         assert!(
             block.steps.len() == self.block_bytes(steps) && sums.len() == count * width,
@@ -359,8 +363,9 @@ impl Product<'_> {
             }
         }
         let (share, lines) = self.prefetch(steps, task.rows.len());
-        // Tiles start at multiples of 6, but for the last one, which may start one or two rows before.
-        t.prefetch = self.next_block(task, steps, block).wrapping_add(first.div_ceil(MAX_ROWS) * share);
+        // Tiles start at multiples of their rows, but for the last one, which may start some rows before.
+        let before = first.div_ceil(self.blocking.tile_rows);
+        t.prefetch = self.next_block(task, steps, block).wrapping_add(before * share);
         t.prefetch_lines = lines;
         Some(t)
     }
@@ -380,7 +385,7 @@ impl Product<'_> {
         if !self.blocking.prefetch || self.unpacked_steps() > 0 {
             return (0, 0);
         }
-        let tiles = block_rows.div_ceil(MAX_ROWS);
+        let tiles = block_rows.div_ceil(self.blocking.tile_rows);
         let share = self.block_bytes(steps) / tiles / 64 * 64;
         (share, (share / 64).div_ceil(steps.len().div_ceil(PREFETCH_STEPS)))
     }

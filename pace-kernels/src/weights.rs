@@ -77,7 +77,7 @@ impl PackedWeights {
         Self::pack_into(spec.into(), n, k, par, fill, memory, false)
     }
 
-    /// As [`pack`](Self::pack), with memory from an arena, so that small matrices share huge pages. From an arena that
+    /// As [`pack`](Self::pack), with memory from an arena, where matrices share huge pages. From an arena that
     /// another process has filled nothing is packed, and `fill` is not called.
     ///
     /// # Errors

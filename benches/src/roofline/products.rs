@@ -109,7 +109,7 @@ pub(super) fn measure(
         ("gemm_f32", WeightFormat::F32, ActQuant::Groups, Unit::F32),
         ("gemm_bf16", WeightFormat::Bf16, ActQuant::Groups, Unit::Bf16),
         ("gemm_int8", WeightFormat::Int8, ActQuant::Token, Unit::Int8),
-        ("gemm_int8_g64", WeightFormat::Int8, ActQuant::Groups, Unit::Int8),
+        ("gemm_int8_g64", WeightFormat::Int8RotatedGroup, ActQuant::Groups, Unit::Int8),
         ("gemm_int4", INT4, ActQuant::Groups, Unit::Int8),
     ];
     for (kernel, format, quant, unit) in kinds {
@@ -138,7 +138,7 @@ pub(super) fn measure(
     let streams: [(_, _, &[usize]); 5] = [
         ("gemv_bf16", WeightFormat::Bf16, &[1]),
         ("gemv_int8", WeightFormat::Int8, &[1, 8]),
-        ("gemv_int8_g64", WeightFormat::Int8Group(64), &[1, 8]),
+        ("gemv_int8_g64", WeightFormat::Int8RotatedGroup, &[1, 8]),
         ("gemv_int4", INT4, &[1, 8]),
         ("skinny_bf16", WeightFormat::Bf16, &[4, 8, 16]),
     ];

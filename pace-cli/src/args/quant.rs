@@ -15,8 +15,8 @@ use crate::exit::Usage;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct QuantArgs {
-    /// Quantise weights while they are loaded: int8 (inputs rotated in blocks of 64, a scale for each; int8r: one scale an output), int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or
-    /// none. Groups are 32, 64 or 128 inputs with a scale of their own; int4 is int4:32 [default: as the files have them].
+    /// Quantise weights while they are loaded: int8 (inputs rotated in blocks of 64, a scale for each; int8r: one scale an
+    /// output), int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or none. Groups are 32, 64 or 128 inputs with a scale of their own; int4 is int4:32 [default: as the files have them].
     #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
     pub(crate) quant: Option<Quant>,
     /// The same for embedding and LM head [default: as --quant; int8 where that has 4 bits].
@@ -29,7 +29,7 @@ pub(crate) struct QuantArgs {
     #[arg(long, value_name = "FILE", requires = "quant")]
     pub(crate) imatrix: Option<PathBuf>,
     /// Scales of activations that multiply integer weights: for each group of 64 inputs (32 for weights of 4 bits), or one a
-    /// token, which is faster with --quant int8 and loses more.
+    /// token, which is faster with --quant int8 (weights have one an output then, int8r) and loses more.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) act_quant: ActQuantChoice,
 }
@@ -79,7 +79,7 @@ impl QuantArgs {
         };
         load.own_formats = as_stored && self.quant.is_none();
         load.weights = self.quant.map_or(float, format);
-        let head = load.weights.is_4_bit().then_some(WeightFormat::Int8Rotated);
+        let head = load.weights.is_4_bit().then(|| format(Quant::Int8));
         load.lm_head = self.quant_lm_head.map(format).or(head);
         load.search_scales = self.quant_rounding == RoundingChoice::Search;
         load.act_quant = match self.act_quant {
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(load(QuantArgs::default(), true), (WeightFormat::Bf16, None, true));
         assert_eq!(load(QuantArgs::default(), false), (WeightFormat::Bf16, None, false));
         let int4 = QuantArgs { quant: Some(Quant::Format(WeightFormat::Int4(64))), ..QuantArgs::default() };
-        let head = Some(WeightFormat::Int8Rotated);
+        let head = Some(WeightFormat::Int8RotatedGroup);
         assert_eq!(load(int4.clone(), true), (WeightFormat::Int4(64), head, false));
         let none = QuantArgs { quant_lm_head: Some(Quant::None), ..int4 };
         assert_eq!(load(none, true), (WeightFormat::Int4(64), Some(WeightFormat::Bf16), false));

@@ -30,7 +30,7 @@ pub(super) struct Blocking {
     /// Rows in a block, a multiple of a tile's.
     block_rows: usize,
     /// Rows of a tile at most.
-    tile_rows: usize,
+    pub(super) tile_rows: usize,
     /// Steps in a block, a multiple of every group's.
     block_steps: usize,
     /// Whether the tiles prefetch the next block of steps.
@@ -43,7 +43,7 @@ impl Blocking {
     pub(super) fn new(rows: usize, panels: &Panels, widest: usize, tile_steps: usize) -> Self {
         let tile_rows = if rows <= widest { widest } else { widest.min(MAX_ROWS) };
         let blocks = rows.div_ceil(BLOCK_ROWS).max(1);
-        let block_rows = rows.div_ceil(blocks).next_multiple_of(MAX_ROWS);
+        let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_rows);
         let steps = panels.steps();
         let prefetch = rows > tile_rows && rows <= SKINNY_ROWS;
         let whole = !prefetch && steps * tile_steps <= WHOLE_STEPS;

@@ -1,4 +1,4 @@
-//! Activations in the form that a tile reads: rows of 4-byte steps, zeros behind the last input.
+//! Activations in the form that a tile reads: rows of steps of 4 bytes (8 where i8 are widened to i16), zeros behind the last input.
 
 use half::bf16;
 
@@ -238,9 +238,9 @@ impl Input {
         }
     }
 
-    /// Row `i` at step `step`.
-    pub(super) fn row(&self, i: usize, step: usize) -> *const u8 {
-        self.base.wrapping_add(i * self.stride + step * 4)
+    /// Row `i` from its 4-byte word `word` on.
+    pub(super) fn row(&self, i: usize, word: usize) -> *const u8 {
+        self.base.wrapping_add(i * self.stride + word * 4)
     }
 
     /// The scale of group `group` of row `i`, and the offset; rows are `stride` bytes apart.

@@ -11,15 +11,16 @@ pub(crate) const MAX_4_BIT_ROWS: usize = 8;
 /// 8 rows instead of 0.89).
 pub(crate) const PREFETCH_STEPS: usize = 4;
 
-/// What a tile multiplies. In each kind, a step is 4 bytes of a row of activations and 4 bytes of
-/// each output of a panel.
+/// What a tile multiplies. In each kind, a step is 4 bytes of
+/// each output of a panel, and as many inputs of a row of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum TileKind {
     /// One f32 by one f32.
     F32,
     /// Two bf16 by two bf16, summed in f32.
     Bf16,
-    /// Four i8, widened to i16 on tiers that multiply those, by four u8 (stored as q + 128), summed in i32 and, group by group, in f32.
+    /// Four i8, widened to i16 on tiers that multiply those, by four u8 (stored as q + 128), summed in i32 and, group by
+    /// group, in f32.
     Int8,
 }
 

@@ -10,7 +10,7 @@ use crate::gemm::tile::{Dots, TileKind};
 /// Independent sums: more than latency times throughput of any multiply-add.
 const SUMS: usize = 12;
 
-/// Rows of an int8 tile, and vectors across that the widest tier's has.
+/// Rows of an int8 tile of 16 registers, and vectors across that the widest tier's has.
 const ROWS: usize = 4;
 const MOST_ACROSS: usize = 4;
 

@@ -337,7 +337,7 @@ unsafe fn at_step<L: Dots, const N: usize>(
 
 /// Asks for what comes [`Dots::AHEAD`] bytes behind some vectors.
 #[inline(always)]
-pub(super) fn read_ahead<L: Dots>(lanes: L, at: *const u8, vectors: usize) {
+fn read_ahead<L: Dots>(lanes: L, at: *const u8, vectors: usize) {
     if L::AHEAD > 0 {
         for line in (0..vectors * L::LANES * 4).step_by(64) {
             lanes.prefetch_near(at.wrapping_add(L::AHEAD + line));

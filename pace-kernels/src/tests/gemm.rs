@@ -372,16 +372,15 @@ fn denormals_are_small() {
 
 #[test]
 fn empty_operands() {
-    let kernels = Kernels::detect();
-    for format in WeightFormat::ALL {
-        for (m, n, k) in [(0, 5, 5), (2, 0, 5), (2, 5, 0)] {
+    for (kernels, format) in tiers().flat_map(|kernels| WeightFormat::ALL.map(|format| (kernels, format))) {
+        for (m, n, k) in [(0, 5, 5), (2, 0, 5), (2, 5, 0), (7, 5, 0), (40, 5, 0)] {
             let w = pack(format, 64, false, &vec![1.0; n * k], n, k);
             let (a, mut c, bias) = (vec![1.0; m * k], vec![f32::NAN; m * n], vec![3.0; n]);
             let cx = GemmCx { par: Par::seq(), scratch: &Scratch::new(), act_quant: ActQuant::Token };
             let out = ActMut::F32(MatMut::new(&mut c, m, n));
             let epilogue = Epilogue { bias: Some(&bias), ..Epilogue::default() };
             kernels.gemm(&cx, ActRef::F32(MatRef::new(&a, m, k)), &w, out, &epilogue);
-            assert!(c.iter().all(|&c| c == 3.0), "{format} {m}x{n}x{k}");
+            assert!(c.iter().all(|&c| c == 3.0), "{kernels:?} {format} {m}x{n}x{k}");
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{PackError, PackSpec, PackedWeights, product};
 use crate::{Arena, Par};
 
 /// Some rows of a matrix as integers: weight = (code - zero) * scale, or code * scale + min in formats with a minimum. The
-/// zero is 128 for `Int8` and `Int8Group`, 8 for `Int4`; codes of `Mxfp4` are the four bits of E2M1 numbers.
+/// zero is 128 for 8 bits, 8 for `Int4`; codes of `Mxfp4` are the four bits of E2M1 numbers.
 #[derive(Debug)]
 pub struct CodeRows<'a> {
     /// One byte a weight, `[rows, k]`.

@@ -84,7 +84,7 @@ impl Kernels {
     /// With a scale for each `group`, or one.
     fn rotated_row(&self, group: Option<usize>, row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
         let (one_scale, mut sums) = (group.is_none(), vec![0; scales.len()]);
-        let group = group.unwrap_or(row.len().next_multiple_of(rotate::BLOCK));
+        let group = group.unwrap_or_else(|| row.len().next_multiple_of(rotate::BLOCK));
         let values = bytemuck::cast_slice_mut(codes);
         let out = rotate::Out { group, one_scale, values, scales, sums: &mut sums };
         self.quantize_rotated(ActRef::F32(MatRef::new(row, 1, row.len())), 0, out);

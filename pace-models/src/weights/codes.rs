@@ -23,8 +23,8 @@ pub fn groups(format: WeightFormat, k: usize) -> usize {
     Parts::of(format).map_or(0, |parts| k.div_ceil(parts.group_in(k)))
 }
 
-/// Writes the weights that `rows`, of `k` inputs each, stand for in `format`; rotated ones stay rotated. A product is rounded, and then its sum
-/// with the minimum.
+/// Writes the weights that `rows`, of `k` inputs each, stand for in `format`; rotated ones stay rotated. A product is
+/// rounded, and then its sum with the minimum.
 ///
 /// # Panics
 /// If `format` is no format of integers, or `out` and the parts of `rows` do not have the same number of rows.

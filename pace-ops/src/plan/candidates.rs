@@ -234,7 +234,7 @@ const fn format(dtype: OpDType) -> WeightFormat {
     match dtype {
         OpDType::F32 => WeightFormat::F32,
         OpDType::Bf16 => WeightFormat::Bf16,
-        OpDType::Int8 => WeightFormat::Int8Group(64),
+        OpDType::Int8 => WeightFormat::Int8RotatedGroup,
         OpDType::Int4 => WeightFormat::Int4(32),
     }
 }

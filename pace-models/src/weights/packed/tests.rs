@@ -46,8 +46,13 @@ fn pack(spec: &DecoderSpec, options: LoadOptions, dir: &Path) -> PackedModel {
 
 #[test]
 fn every_matrix_and_vector_comes_back_as_it_was_read_or_mapped() {
-    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8Group(64), WeightFormat::Int4(32)]
-    {
+    for format in [
+        WeightFormat::F32,
+        WeightFormat::Bf16,
+        WeightFormat::Int8RotatedGroup,
+        WeightFormat::Int8Group(64),
+        WeightFormat::Int4(32),
+    ] {
         for spec in [random_spec("tiny").unwrap(), spec()] {
             let dir = tempfile::tempdir().unwrap();
             let packed = pack(&spec, options(format), dir.path());
