@@ -201,6 +201,7 @@ macro_rules! shims {
             },
             finish_row,
             tile_f32,
+            tile_f32_strip: usize::MAX,
             tile_bf16,
             tile_bf16_rows: crate::gemm::tile::MAX_ROWS,
             tile_bf16_products: crate::gemm::tile::MAX_ROWS,

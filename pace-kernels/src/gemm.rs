@@ -270,7 +270,7 @@ impl Product<'_> {
                 }
             }
             // SAFETY: the CPU has this table's tier, and `tile_args` describes memory that is there.
-            (Some(args), None) => unsafe { (self.table_tile())(&args) },
+            (Some(args), None) => unsafe { self.run_tile(&args) },
         }
         if last {
             self.finish(task, tile, sums);
@@ -299,13 +299,8 @@ impl Product<'_> {
             return Block { steps: bytemuck::cast_slice(wide), scales };
         }
         if self.widens_bf16() && !stored.is_empty() {
-            let line = self.panels.width;
-            let wide = &mut wide[..steps.len() * 2 * line];
-            let pairs: &[bf16] = bytemuck::cast_slice(stored);
-            for (pairs, wide) in pairs.chunks_exact(2 * line).zip(wide.chunks_exact_mut(2 * line)) {
-                let (first, second) = wide.split_at_mut(line);
-                self.kernels.deinterleave_bf16(pairs, first, second);
-            }
+            let wide = &mut wide[..steps.len() * 2 * self.panels.width];
+            self.widen_strips(bytemuck::cast_slice(stored), wide);
             return Block { steps: bytemuck::cast_slice(wide), scales };
         }
         if self.unpacks_4_bits() {
@@ -319,6 +314,37 @@ impl Product<'_> {
             scales
         };
         Block { steps: stored, scales }
+    }
+
+    /// Widens a block of bf16 to steps of f32, strip after strip.
+    fn widen_strips(&self, block: &[bf16], wide: &mut [f32]) {
+        let (line, strip) = (2 * self.panels.width, 2 * self.strip());
+        let strips = self.panels.width / self.strip();
+        for (i, wide) in wide.chunks_exact_mut(wide.len() / strips).enumerate() {
+            for (pairs, wide) in block.chunks_exact(line).zip(wide.chunks_exact_mut(strip)) {
+                let (first, second) = wide.split_at_mut(strip / 2);
+                self.kernels.deinterleave_bf16(&pairs[i * strip..][..strip], first, second);
+            }
+        }
+    }
+
+    /// Columns of a widened block that lie together.
+    fn strip(&self) -> usize {
+        self.kernels.table().tile_f32_strip.min(self.panels.width)
+    }
+
+    /// Adds to the sums of a tile, all columns at once or strip after strip.
+    ///
+    /// # Safety
+    /// The CPU has this table's tier; what `args` describes is there, a widened block in strips.
+    unsafe fn run_tile(&self, args: &TileArgs) {
+        let width = if self.widens_bf16() { self.strip() } else { args.width };
+        for column in (0..args.width).step_by(width) {
+            let w = args.w.wrapping_add(column * args.steps * 4);
+            let sums = args.sums.wrapping_add(column);
+            // SAFETY: the caller's promises; a strip is as many steps of so many columns.
+            unsafe { (self.table_tile())(&TileArgs { w, sums, width, ..*args }) }
+        }
     }
 
     /// The tile that adds the products of a block of steps to the sums of some rows of a task; none if

@@ -98,6 +98,9 @@ pub(crate) struct Table {
     pub(crate) finish_row: unsafe fn(&mut [f32], &RowEpilogue<'_>, RowMut<'_>),
     /// What the arguments of a tile describe must be accessible, too.
     pub(crate) tile_f32: unsafe fn(&TileArgs),
+    /// Columns that it goes through a block of steps for at once, as far as the panel has them: where bf16 is widened, they
+    /// lie by themselves.
+    pub(crate) tile_f32_strip: usize,
     pub(crate) tile_bf16: unsafe fn(&TileArgs),
     /// The most rows of it: `MAX_ROWS`, or more where the tier has a tile for few rows.
     pub(crate) tile_bf16_rows: usize,

@@ -18,6 +18,7 @@ const INTEGER_ROWS: usize = 4;
 
 pub(crate) const TABLE: Table = Table {
     widen_f16,
+    tile_f32_strip: Lanes256::ACROSS * Lanes256::LANES,
     tile_int8_rows: INTEGER_ROWS,
     quad: Lanes256::QUAD,
     tile_4_bit_rows: INTEGER_ROWS,

@@ -12,7 +12,8 @@ const BLOCK_ROWS: usize = 504;
 /// Steps of a panel that stay in L2 at once: 512 KiB of 64 columns.
 const WHOLE_STEPS: usize = 2048;
 
-/// Steps of a block when they do not, and for skinny products, whose tiles use a block while they prefetch
+/// Steps of a block when they do not, for blocks that bf16 is widened to (CPUs that have to do so have an L2 of 512 KiB or
+/// less, or of 1 MiB), and for skinny products, whose tiles use a block while they prefetch
 /// the next one: 256 KiB of 64 columns. Lost for skinny products: blocks of 64 KiB (0.75 of the limit
 /// at 16 rows instead of 0.79), smaller ones (below 0.6), and no prefetching (0.87 at 24 rows instead
 /// of 0.93).
@@ -46,7 +47,7 @@ impl Blocking {
         let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_rows);
         let steps = panels.steps();
         let prefetch = rows > tile_rows && rows <= SKINNY_ROWS;
-        let whole = !prefetch && steps * tile_steps <= WHOLE_STEPS;
+        let whole = !prefetch && tile_steps == 1 && steps <= WHOLE_STEPS;
         let block_steps = if whole { WHOLE_STEPS } else { BLOCK_STEPS } / tile_steps;
         Self { rows, panels: panels.count(), steps, block_rows, tile_rows, block_steps, prefetch }
     }
