@@ -23,7 +23,7 @@ impl Kernels {
     /// Keeps a unit busy from registers alone for `rounds` rounds, as well as this tier can, and returns
     /// the operations done: two for each product.
     ///
-    /// Timed, it gives the most that any kernel of this tier could reach. A round takes some ten cycles.
+    /// Timed, it gives the most that any kernel of this tier could reach.
     pub fn probe_peak(&self, unit: Unit, rounds: usize) -> u64 {
         let kind = match unit {
             Unit::F32 => TileKind::F32,

@@ -16,7 +16,8 @@ use crate::exit::Usage;
 #[command(next_help_heading = "Engine")]
 pub(crate) struct QuantArgs {
     /// Quantise weights while they are loaded: int8 (inputs rotated in blocks of 64, a scale for each; int8r: one scale an
-    /// output), int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or none. Groups are 32, 64 or 128 inputs with a scale of their own; int4 is int4:32 [default: as the files have them].
+    /// output), int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or none. Groups are 32, 64 or 128 inputs with
+    /// a scale of their own; int4 is int4:32 [default: as the files have them].
     #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
     pub(crate) quant: Option<Quant>,
     /// The same for embedding and LM head [default: as --quant; int8 where that has 4 bits].
