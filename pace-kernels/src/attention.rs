@@ -130,8 +130,8 @@ impl Kernels {
     /// keys and values already. With bf16 KV, queries and probabilities are rounded to
     /// bf16 and everything else is f32: the error of `out` is at most `0.004 * sum p |v|`. With f32 KV it is
     /// at most `1e-5 * sum p |v|` (scores of up to 30). Int8 KV is read as the bf16 numbers nearest to integer times
-    /// scale, and then as bf16 KV is: the error is that of bf16 against these numbers, each of which lies within half
-    /// a scale and 2^-9 of itself of what was appended.
+    /// scale, and then as bf16 KV is, all of it rotated: the error is that of bf16 against these numbers, each of which lies
+    /// within half a scale and 2^-9 of itself of what was appended and rotated.
     ///
     /// A row's result has the same bits whatever the rest of the batch, the chunks that its sequence
     /// came in, the plan and the number of threads. Memory outside of `out` is not written; positions that

@@ -188,6 +188,9 @@ impl Call<'_> {
                 .map_or(f32::NEG_INFINITY, |sinks| sinks[head * group + row % group] * LOG2_E);
             // SAFETY: the CPU has this table's tier.
             unsafe { (self.kernels.table().attention.finish)(work.total.m[row], work.total.l[row], sink, o) };
+            if self.is_rotated() {
+                self.kernels.rotate(o);
+            }
             let cols = row % group * d..(row % group + 1) * d;
             match &mut out {
                 ActMut::F32(out) => out.row_mut(row / group)[cols].copy_from_slice(o),
@@ -208,10 +211,23 @@ impl Call<'_> {
         }
     }
 
+    /// Whether keys and values are rotated.
+    fn is_rotated(&self) -> bool {
+        self.layout.dtype() == KvDType::Int8
+    }
+
     fn load_queries<E: KvElement>(&self, tile: &Tile, head: usize, q: &mut [E]) {
-        let row = self.params.group() * self.params.head_dim;
+        let d = self.params.head_dim;
+        let row = self.params.group() * d;
         for (token, out) in q.chunks_exact_mut(row).enumerate() {
-            E::load_queries(&self.kernels, self.q, tile.first_row + token, head * row..(head + 1) * row, out);
+            let (token, start) = (tile.first_row + token, head * row);
+            if !self.is_rotated() {
+                E::load_queries(&self.kernels, self.q, token, start..start + row, out);
+                continue;
+            }
+            for (i, out) in out.chunks_exact_mut(d).enumerate() {
+                E::load_rotated(&self.kernels, self.q, token, start + i * d..start + (i + 1) * d, out);
+            }
         }
     }
 

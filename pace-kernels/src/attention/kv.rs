@@ -7,7 +7,8 @@
 //!   dimensions, pairs of tokens);
 //! - f32: keys `[d][64]`, values in the same groups, each `[64][w]`;
 //! - int8: the f32 scales of the keys `[64]` and of the values `[64]`, then both in the order of bf16, each element
-//!   an integer of -127 to 127 to be multiplied by the scale of its token.
+//!   an integer of -127 to 127 to be multiplied by the scale of its token. A head's key and value are rotated first, in blocks
+//!   of 64 dimensions as [`Kernels::rotate`] does it, and so are the queries; what the values add up to is turned back.
 //!
 //! An odd head dimension is padded to an even one inside the bf16 and int8 keys. Rows that no token has
 //! been appended to may hold anything, NaN included.
@@ -168,7 +169,8 @@ impl KvLayout {
 
     /// Stores the keys and the values of the tokens that follow each other from `first_slot` on in a block, both
     /// `[tokens, head_dim]`, rounded to the layout's type: to int8 as [`Kernels::quantize_groups`] rounds a group of
-    /// head_dim, within half a scale, the same bits on every CPU. A row that holds a NaN or an infinity reads as NaN.
+    /// head_dim, rotated, within half a scale, the same bits on every CPU. A row that holds a NaN, an infinity or a number
+    /// above 5e36 may read as NaN then.
     ///
     /// If the last one has an even slot, the value of its partner in a pair, the slot behind it, is zeroed, so that a
     /// kernel that works on pairs can read it. Tokens are therefore appended in ascending order.
@@ -212,7 +214,7 @@ impl KvLayout {
         }
     }
 
-    /// Writes the first `tokens` keys of a block, transposed: `[head_dim][64]`, row after row, of
+    /// Writes the first `tokens` keys of a block as they were appended, transposed: `[head_dim][64]`, row after row, of
     /// which the first `tokens` columns are written.
     ///
     /// # Panics

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{KV_BLOCK, KvLayout, KvRef};
+use super::{KV_BLOCK, KvLayout, KvRef, MAX_HEAD_DIM};
 use crate::jit::AttentionStep;
 use crate::{ActRef, Element, Kernels};
 
@@ -183,6 +183,15 @@ pub(crate) trait KvElement: Element {
 
     /// Copies the columns of `range` of a row of queries, converted.
     fn load_queries(kernels: &Kernels, q: ActRef<'_>, row: usize, range: Range<usize>, out: &mut [Self]);
+
+    /// The same of one head, rotated as keys of int8 are.
+    fn load_rotated(kernels: &Kernels, q: ActRef<'_>, row: usize, head: Range<usize>, out: &mut [Self]) {
+        let mut rotated = [0.0; MAX_HEAD_DIM];
+        let rotated = &mut rotated[..head.len()];
+        <f32 as KvElement>::load_queries(kernels, q, row, head, rotated);
+        kernels.rotate(rotated);
+        out.iter_mut().zip(&*rotated).for_each(|(out, &x)| *out = Self::from_f32(x));
+    }
 }
 
 impl KvElement for f32 {

@@ -4,7 +4,7 @@ mod int8;
 use half::bf16;
 
 use super::{noise_vec, tiers};
-use crate::{Element, KV_BLOCK, KvDType, KvLayout, KvMut, KvRef, KvRun, MatRef};
+use crate::{Element, KV_BLOCK, Kernels, KvDType, KvLayout, KvMut, KvRef, KvRun, MatRef};
 
 /// A block of the layout, all NaN: every number, or every scale.
 enum Block {
@@ -65,15 +65,33 @@ impl Block {
 /// The byte that a NaN can be made of.
 pub(super) const NAN_BYTE: i8 = -1;
 
+/// The elements that a row is stored as, times their scale: int8 is rotated.
+pub(super) fn elements(dtype: KvDType, row: &[f32]) -> Vec<f32> {
+    let mut row = row.to_vec();
+    match dtype {
+        KvDType::F32 => {}
+        KvDType::Bf16 => row.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        KvDType::Int8 => {
+            row = rotated(&row);
+            let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+            let round = |x: f32| (x * (127.0 / largest)).round_ties_even() * (largest / 127.0);
+            row.iter_mut().for_each(|x| *x = round(*x));
+        }
+    }
+    row
+}
+
 /// A row as it reads once it has been stored.
-pub(super) fn stored(dtype: KvDType, row: &[f32]) -> Vec<f32> {
-    let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
-    let one = |&x: &f32| match dtype {
-        KvDType::F32 => x,
-        KvDType::Bf16 => bf16::from_f32(x).to_f32(),
-        KvDType::Int8 => (x * (127.0 / largest)).round_ties_even() * (largest / 127.0),
-    };
-    row.iter().map(one).collect()
+fn stored(dtype: KvDType, row: &[f32]) -> Vec<f32> {
+    let row = elements(dtype, row);
+    if dtype == KvDType::Int8 { rotated(&row) } else { row }
+}
+
+/// A rotation has the same bits on every tier, and is its own inverse.
+pub(super) fn rotated(row: &[f32]) -> Vec<f32> {
+    let mut row = row.to_vec();
+    Kernels::detect().rotate(&mut row);
+    row
 }
 
 fn layouts() -> impl Iterator<Item = KvLayout> {
@@ -130,7 +148,7 @@ fn elements_lie_where_the_layout_says() {
     for layout in layouts() {
         let d = layout.head_dim();
         let (keys, values) = (noise_vec(1, d), noise_vec(2, d));
-        let [want_k, want_v] = [&keys, &values].map(|row| stored(layout.dtype(), row));
+        let [want_k, want_v] = [&keys, &values].map(|row| elements(layout.dtype(), row));
         for slot in [0, 1, 38, 63] {
             let mut block = Block::nan(&layout);
             layout.append(block.as_mut(), slot, &keys, &values);
@@ -153,7 +171,7 @@ fn a_run_of_tokens_fills_its_slots_and_no_other() {
         layout.append_rows(block.as_mut(), first, k, v);
         let [want_k, want_v] = [k, v].map(|rows| -> Vec<Vec<f32>> {
             let wide = |t| rows.row(t).iter().map(|x: &E| x.to_f32()).collect::<Vec<_>>();
-            (0..tokens).map(|t| stored(layout.dtype(), &wide(t))).collect()
+            (0..tokens).map(|t| elements(layout.dtype(), &wide(t))).collect()
         });
         let partner = first + tokens;
         for (slot, j) in (0..KV_BLOCK).flat_map(|slot| (0..d).map(move |j| (slot, j))) {
@@ -236,7 +254,7 @@ fn any_element_type_can_be_appended() {
         let x = [0.5, -3.0, 1.25].map(E::from_f32);
         layout.append(block.as_mut(), 0, &x, &x);
         let mut v = [0.0; 3];
-        layout.unpack_v(&crate::Kernels::detect(), block.as_ref(), 1, &mut v);
+        layout.unpack_v(&Kernels::detect(), block.as_ref(), 1, &mut v);
         assert_eq!(v[..], stored(layout.dtype(), &[0.5, -3.0, 1.25]));
     }
     for dtype in KvDType::ALL {

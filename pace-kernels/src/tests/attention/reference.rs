@@ -8,18 +8,40 @@ use crate::{
     ActMut, ActRef, AttentionParams, AttentionSegment, Element, Kernels, KvDType, MatMut, MatRef, Par,
 };
 
-/// A row of keys or values as a step reads it: int8 is unpacked to bf16.
+/// A row of keys or values as a step reads it: int8 is rotated, and unpacked to bf16.
 fn stored(dtype: KvDType, row: &[f32]) -> Vec<f64> {
-    let mut row = kv::stored(dtype, row);
+    let mut row = kv::elements(dtype, row);
     if dtype == KvDType::Int8 {
-        row = kv::stored(KvDType::Bf16, &row);
+        row = kv::elements(KvDType::Bf16, &row);
     }
     row.into_iter().map(f64::from).collect()
 }
 
-/// What queries are rounded to for keys of a type.
-fn query_dtype(dtype: KvDType) -> KvDType {
-    if dtype == KvDType::F32 { KvDType::F32 } else { KvDType::Bf16 }
+/// What queries are rounded to, for keys of a type, which they are rotated as.
+fn query(dtype: KvDType, row: &[f32]) -> Vec<f64> {
+    let (row, dtype) = match dtype {
+        KvDType::F32 => (row.to_vec(), KvDType::F32),
+        KvDType::Bf16 => (row.to_vec(), KvDType::Bf16),
+        KvDType::Int8 => (kv::rotated(row), KvDType::Bf16),
+    };
+    stored(dtype, &row)
+}
+
+/// Undoes the rotation of the values, and adds up the errors that it mixes.
+fn turn_back(out: &mut [(f64, f64)]) {
+    let mut start = 0;
+    while start < out.len() {
+        let block = [64, 16, 4, 1].into_iter().find(|&block| start + block <= out.len()).unwrap();
+        let from = out[start..start + block].to_vec();
+        let factor = 1.0 / (block as f64).sqrt();
+        for (i, out) in out[start..start + block].iter_mut().enumerate() {
+            // An element of Sylvester's Hadamard matrix.
+            let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { factor } else { -factor };
+            out.0 = from.iter().enumerate().map(|(j, x)| sign(j) * x.0).sum();
+            out.1 = from.iter().map(|x| factor * x.1).sum();
+        }
+        start += block;
+    }
 }
 
 /// What the token at `position` of a sequence of `len` gets for one head, and for each dimension
@@ -34,14 +56,12 @@ fn expected(
 ) -> Vec<(f64, f64)> {
     let d = params.head_dim;
     let kv_head = head / (params.n_heads / params.n_kv_heads);
-    let row = |data: &[f32], t: usize, heads: usize, head: usize, dtype: KvDType| -> Vec<f64> {
-        stored(dtype, &data[(t * heads + head) * d..][..d])
-    };
-    let q = row(&tokens.q, position, params.n_heads, head, query_dtype(dtype));
+    let row = |data: &[f32], t: usize| stored(dtype, &data[(t * params.n_kv_heads + kv_head) * d..][..d]);
+    let q = query(dtype, &tokens.q[(position * params.n_heads + head) * d..][..d]);
     let end = if params.causal { position + 1 } else { len };
     let start = params.window.map_or(0, |window| (position + 1).saturating_sub(window));
     let score = |t: usize| {
-        let k = row(&tokens.k, t, params.n_kv_heads, kv_head, dtype);
+        let k = row(&tokens.k, t);
         let s = f64::from(params.scale) * q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>();
         params.softcap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh())
     };
@@ -52,9 +72,12 @@ fn expected(
     let mut out = vec![(0.0, 0.0); d];
     for (t, s) in (start..end).zip(&scores) {
         let p = (s - max).exp() / sum;
-        for (out, v) in out.iter_mut().zip(row(&tokens.v, t, params.n_kv_heads, kv_head, dtype)) {
+        for (out, v) in out.iter_mut().zip(row(&tokens.v, t)) {
             *out = (out.0 + p * v, out.1 + p * v.abs());
         }
+    }
+    if dtype == KvDType::Int8 {
+        turn_back(&mut out);
     }
     out
 }
@@ -213,8 +236,13 @@ fn large_scores_and_nan_stay_what_they_are() {
             let out = setup.run(&store, &[segment(3, 1)], &tokens.q[24..]);
             let sum = |t: usize| tokens.k[t * 8..t * 8 + 8].iter().sum::<f32>();
             let best = (0..4).max_by(|&a, &b| sum(a).total_cmp(&sum(b))).unwrap();
-            for (out, v) in out.iter().zip(stored(dtype, &tokens.v[best * 8..][..8])) {
-                assert_eq!(f64::from(*out), v, "{kernels:?} {dtype}");
+            let mut value: Vec<_> =
+                stored(dtype, &tokens.v[best * 8..][..8]).into_iter().map(|v| (v, 0.0)).collect();
+            if dtype == KvDType::Int8 {
+                turn_back(&mut value);
+            }
+            for (out, (v, _)) in out.iter().zip(value) {
+                assert!((f64::from(*out) - v).abs() <= 1e-7, "{kernels:?} {dtype}: {out} instead of {v}");
             }
             // NaN in a visible key or query is seen; in a later token it is not.
             tokens.k[2 * 8] = f32::NAN;
