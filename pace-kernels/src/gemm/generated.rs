@@ -49,10 +49,11 @@ pub(super) struct Generated {
 }
 
 impl Generated {
-    /// None if there is nothing to multiply. `out` is what the epilogue stores.
+    /// None if there is nothing to multiply, or activations have smaller groups than the weights, which the table's tiles
+    /// multiply. `out` is what the epilogue stores.
     fn new(jit: &Jit, product: &Product<'_>, out: DType) -> Result<Option<Self>, JitError> {
         let mut this = Self { tiles: Default::default() };
-        if product.panels.steps() == 0 {
+        if product.panels.steps() == 0 || product.form.weight_shift(&product.panels) > 0 {
             return Ok(None);
         }
         for rows in product.blocking.row_blocks() {

@@ -20,6 +20,9 @@ const GROUP: usize = 64;
 /// The same for weights of 4 bits.
 const GROUP_4_BIT: usize = 32;
 
+/// The same with [`ActQuant::Fine`].
+const FINE_GROUP: usize = 16;
+
 /// Inputs that are summed exactly when a row has one scale: sums fit 32 bits, and blocks of steps are
 /// multiples of it.
 const TOKEN_GROUP: usize = 1024;
@@ -47,6 +50,7 @@ impl Form {
     pub(super) fn new(panels: &Panels, quant: ActQuant, widened: bool) -> Self {
         let per_token = quant == ActQuant::Token;
         let group = match panels.format.group() {
+            Some(_) if quant == ActQuant::Fine && !panels.format.is_rotated() => FINE_GROUP,
             Some(_) if panels.format.is_4_bit() => GROUP_4_BIT,
             Some(group) => group,
             None if per_token => TOKEN_GROUP,

@@ -1,6 +1,6 @@
 //! Tiles over weights of 4 bits, unpacked in registers, and the same weights unpacked to int8 for many rows.
 //!
-//! Loop nest: groups of 32 activations { strips of N vectors { 4 lines { N loads, each as two nibbles a byte; rows { 2
+//! Loop nest: groups of 32 or 16 activations { strips of N vectors { 4 or 2 lines { N loads, each as two nibbles a byte; rows { 2
 //! splats; 2 N multiply-adds } }; N conversions and multiply-adds a row } }. Groups come outside of strips, so that
 //! records are read once, front to back. Registers on AVX-512: at 8 rows by 2 vectors 16 sums, 4 weights, a mask and a splat;
 //! one or two rows take 4 vectors, because two sums would wait for each other. f32 sums live in memory: a group adds to each
@@ -15,8 +15,8 @@
 use super::tile::{add_group, clear, offsets};
 use crate::gemm::tile::{Dots, MAX_4_BIT_ROWS, PREFETCH_STEPS, TileArgs};
 
-/// Lines of a panel that a group of activations multiplies: of 8 inputs each.
-const LINES: usize = 4;
+/// Inputs of a line of a panel.
+const LINE_INPUTS: usize = 8;
 
 /// Computes `t.rows` rows, 1 to [`MAX_4_BIT_ROWS`].
 ///
@@ -53,20 +53,46 @@ unsafe fn rows<L: Dots, const R: usize>(lanes: L, t: &TileArgs) {
             }
         }
         match (t.four_bits.is_e2m1, t.has_min, wide) {
-            (true, _, true) => groups::<L, R, 4, true, false>(lanes, t),
-            (true, _, false) => groups::<L, R, 2, true, false>(lanes, t),
-            (false, true, true) => groups::<L, R, 4, false, true>(lanes, t),
-            (false, true, false) => groups::<L, R, 2, false, true>(lanes, t),
-            (false, false, true) => groups::<L, R, 4, false, false>(lanes, t),
-            (false, false, false) => groups::<L, R, 2, false, false>(lanes, t),
+            (true, _, true) => of_group::<L, R, 4, true, false>(lanes, t),
+            (true, _, false) => of_group::<L, R, 2, true, false>(lanes, t),
+            (false, true, true) => of_group::<L, R, 4, false, true>(lanes, t),
+            (false, true, false) => of_group::<L, R, 2, false, true>(lanes, t),
+            (false, false, true) => of_group::<L, R, 4, false, false>(lanes, t),
+            (false, false, false) => of_group::<L, R, 2, false, false>(lanes, t),
+        }
+    }
+}
+
+/// Picks the lines that a group of activations multiplies.
+///
+/// # Safety
+/// As [`rows`], and N vectors divide the panel. The sums are there to be added to.
+#[inline(always)]
+unsafe fn of_group<L: Dots, const R: usize, const N: usize, const E2M1: bool, const MIN: bool>(
+    lanes: L,
+    t: &TileArgs,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match t.group_steps * 4 / LINE_INPUTS {
+            4 => groups::<L, R, N, E2M1, MIN, 4>(lanes, t),
+            2 => groups::<L, R, N, E2M1, MIN, 2>(lanes, t),
+            lines => unreachable!("a group of {lines} lines"),
         }
     }
 }
 
 /// # Safety
-/// As [`rows`], and N vectors divide the panel. The sums are there to be added to.
+/// As [`of_group`], and a group of activations multiplies LINES lines.
 #[inline(always)]
-unsafe fn groups<L: Dots, const R: usize, const N: usize, const E2M1: bool, const MIN: bool>(
+unsafe fn groups<
+    L: Dots,
+    const R: usize,
+    const N: usize,
+    const E2M1: bool,
+    const MIN: bool,
+    const LINES: usize,
+>(
     lanes: L,
     t: &TileArgs,
 ) {
@@ -85,7 +111,7 @@ unsafe fn groups<L: Dots, const R: usize, const N: usize, const E2M1: bool, cons
             let record = t.w.add((group >> t.w_shift) * record_bytes);
             let lines = record.add(head + part * LINES * line);
             for column in (0..t.width).step_by(N * L::LANES) {
-                strip::<L, R, N, E2M1, MIN>(lanes, t, table, record, lines, group, column);
+                strip::<L, R, N, E2M1, MIN, LINES>(lanes, t, table, record, lines, group, column);
             }
         }
     }
@@ -97,7 +123,14 @@ unsafe fn groups<L: Dots, const R: usize, const N: usize, const E2M1: bool, cons
 /// # Safety
 /// As [`groups`]; `record` is the group's, `lines` are its own, and the strip lies in the panel.
 #[inline(always)]
-unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool, const MIN: bool>(
+unsafe fn strip<
+    L: Dots,
+    const R: usize,
+    const N: usize,
+    const E2M1: bool,
+    const MIN: bool,
+    const LINES: usize,
+>(
     lanes: L,
     t: &TileArgs,
     table: L::Table,
@@ -123,7 +156,7 @@ unsafe fn strip<L: Dots, const R: usize, const N: usize, const E2M1: bool, const
         for i in 0..count {
             let line = lines.add((i * t.width + column) * 4);
             let (low, high) = nibbles::<L, N, E2M1>(lanes, table, line);
-            let a = t.a.add((group * LINES + i) * 8);
+            let a = t.a.add((group * LINES + i) * LINE_INPUTS);
             for r in 0..R {
                 let a = a.add(r * t.a_stride);
                 let (first, second) = (lanes.splat(a), lanes.splat(a.add(4)));

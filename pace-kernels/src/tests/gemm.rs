@@ -55,9 +55,10 @@ fn seen(format: WeightFormat, quant: ActQuant, a: &[f32], k: usize) -> Vec<f64> 
         WeightFormat::Bf16 => a.iter().map(|&x| f64::from(bf16::from_f32(x).to_f32())).collect(),
         _ => {
             let group = match (format.group(), quant) {
+                (Some(_), ActQuant::Fine) => 16,
                 (Some(_), _) if format.is_4_bit() => 32,
                 (Some(group), _) => group,
-                (None, ActQuant::Groups) => 64,
+                (None, ActQuant::Groups | ActQuant::Fine) => 64,
                 (None, ActQuant::Token) => k,
             };
             rows.flat_map(|row| row.chunks(if quant == ActQuant::Token { k } else { group }))
@@ -106,10 +107,13 @@ fn check(got: &[f32], want: &[(f64, f64)], k: usize, what: impl std::fmt::Displa
     }
 }
 
-const QUANTS: [ActQuant; 2] = [ActQuant::Groups, ActQuant::Token];
-
+/// The roundings of activations that differ for a format.
 fn quants(format: WeightFormat) -> &'static [ActQuant] {
-    if format.is_quantised() { &QUANTS } else { &QUANTS[..1] }
+    match format {
+        _ if format.group().is_some() => &[ActQuant::Groups, ActQuant::Fine, ActQuant::Token],
+        _ if format.is_quantised() => &[ActQuant::Groups, ActQuant::Token],
+        _ => &[ActQuant::Groups],
+    }
 }
 
 /// The result of all 33 rows follows the reference, and any fewer rows give the same bits.

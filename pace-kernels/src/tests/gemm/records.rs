@@ -11,10 +11,12 @@ use crate::weights::Panels;
 use crate::{Kernels, WeightFormat};
 
 /// Inputs of a group of activations.
-const GROUP: usize = 32;
+const GROUPS: [usize; 2] = [32, 16];
 
 struct Case {
     panels: Panels,
+    /// Of activations.
+    group: usize,
     rows: usize,
     records: Guarded<u8>,
     /// `[rows][k]`.
@@ -25,25 +27,33 @@ struct Case {
 }
 
 impl Case {
-    fn new(format: WeightFormat, rows: usize, width: usize, groups: usize, flush: Flush) -> Self {
+    fn new(
+        format: WeightFormat,
+        group: usize,
+        rows: usize,
+        width: usize,
+        groups: usize,
+        flush: Flush,
+    ) -> Self {
         let k = groups * format.group().unwrap();
         let panels = Panels { format, n: width, k, width, paired: false };
         let values: Vec<i8> = noise_vec(1, rows * k).iter().map(|x| (x * 127.9) as i8).collect();
         let offset = |a: &[i8]| -128 * a.iter().map(|&a| i32::from(a)).sum::<i32>();
-        let offsets: Vec<_> = values.chunks(GROUP).map(offset).collect();
+        let offsets: Vec<_> = values.chunks(group).map(offset).collect();
         Self {
             panels,
+            group,
             rows,
             records: Guarded::new(flush, &records(&panels)),
             a: Guarded::new(flush, &values),
-            a_scales: Guarded::new(flush, &noise_vec(2, rows * k / GROUP)),
+            a_scales: Guarded::new(flush, &noise_vec(2, rows * k / group)),
             a_offsets: Guarded::new(flush, &offsets),
         }
     }
 
     /// The tile's arguments without weights, for all rows.
     fn args(&self, sums: &mut [f32], resume: bool) -> TileArgs {
-        let groups = self.panels.k / GROUP;
+        let groups = self.panels.k / self.group;
         TileArgs {
             a: self.a.as_ptr().cast(),
             a_stride: self.panels.k,
@@ -59,10 +69,10 @@ impl Case {
             a_scales: self.a_scales.as_ptr(),
             a_offsets: self.a_offsets.as_ptr(),
             a_groups: groups,
-            group_steps: GROUP / 4,
+            group_steps: self.group / 4,
             w_scales: std::ptr::null(),
             w_stride: self.panels.group_scales(),
-            w_shift: (self.panels.group() / GROUP).ilog2(),
+            w_shift: (self.panels.group() / self.group).ilog2(),
             has_min: self.panels.format.has_min(),
             four_bits: FourBits::default(),
         }
@@ -127,10 +137,13 @@ fn records(panels: &Panels) -> Vec<u8> {
 #[test]
 fn the_largest_sums_of_a_group_are_exact() {
     for (activation, nibbles) in [(127, 0xff), (-127, 0xff), (-127, 0)] {
-        for format in [WeightFormat::Int4(32), WeightFormat::Int4Min(32)] {
-            let mut case = Case::new(format, 4, 32, 2, Flush::Right);
+        for (format, group) in [WeightFormat::Int4(32), WeightFormat::Int4Min(32)]
+            .into_iter()
+            .flat_map(|format| GROUPS.map(|group| (format, group)))
+        {
+            let mut case = Case::new(format, group, 4, 32, 2, Flush::Right);
             case.a.fill(activation);
-            case.a_offsets.fill(-128 * GROUP as i32 * i32::from(activation));
+            case.a_offsets.fill(-128 * group as i32 * i32::from(activation));
             let (head, record) = (2 * case.panels.group_scales(), case.panels.record_bytes());
             case.records.chunks_exact_mut(record).for_each(|record| record[head..].fill(nibbles));
             for kernels in tiers() {
@@ -147,12 +160,13 @@ fn the_largest_sums_of_a_group_are_exact() {
 fn packed_and_unpacked_weights_give_the_same_bits() {
     let formats =
         [32, 64, 128].into_iter().flat_map(|group| [WeightFormat::Int4(group), WeightFormat::Int4Min(group)]);
-    for format in formats.chain([WeightFormat::Mxfp4]) {
+    let formats = formats.chain([WeightFormat::Mxfp4]);
+    for (format, group) in formats.flat_map(|format| GROUPS.map(|group| (format, group))) {
         for (rows, width) in (1..=8).flat_map(|rows| [(rows, 32), (rows, 64)]) {
             for (groups, flush) in
                 [1, 2, 5].into_iter().flat_map(|groups| Flush::BOTH.map(|flush| (groups, flush)))
             {
-                let case = Case::new(format, rows, width, groups, flush);
+                let case = Case::new(format, group, rows, width, groups, flush);
                 for (kernels, resume) in
                     tiers().flat_map(|kernels| [false, true].map(|resume| (kernels, resume)))
                 {
@@ -165,7 +179,7 @@ fn packed_and_unpacked_weights_give_the_same_bits() {
                     assert_eq!(
                         bits(&got),
                         bits(&want),
-                        "{kernels:?} {format} {rows} x {width}, {groups} groups"
+                        "{kernels:?} {format} by {group}, {rows} x {width}, {groups} groups"
                     );
                     assert!(want.iter().all(|sum| sum.is_finite()));
                 }

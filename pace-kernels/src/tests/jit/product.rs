@@ -143,6 +143,20 @@ fn blocks_and_threads_give_the_same_bits() {
 }
 
 #[test]
+fn finer_groups_than_the_weights_have_are_the_tables_business() {
+    let Some((kernels, _)) = kernels_and_jit() else { return };
+    let jit = Jit::new(kernels, JitCapacity::default()).unwrap();
+    let w = pack(WeightFormat::Int8Group(64), &Shape { m: 7, n: 70, k: 200, width: 64, paired: false });
+    let cx = GemmCx { par: Par::seq(), scratch: &Scratch::new(), act_quant: ActQuant::Fine };
+    let a = noise_vec(5, 7 * 200);
+    let a = ActRef::F32(MatRef::new(&a, 7, 200));
+    let (mut wanted, mut got) = (vec![0.0; 7 * 70], vec![0.0; 7 * 70]);
+    kernels.gemm(&cx, a, &w, ActMut::F32(MatMut::new(&mut wanted, 7, 70)), &Epilogue::default());
+    jit.gemm(&cx, a, &w, ActMut::F32(MatMut::new(&mut got, 7, 70)), &Epilogue::default()).unwrap();
+    super::assert_bits(&got, &wanted, "groups of 16");
+}
+
+#[test]
 fn other_formats_and_lower_tiers_are_errors() {
     let Some((kernels, jit)) = kernels_and_jit() else { return };
     let shape = Shape { m: 2, n: 5, k: 6, width: 64, paired: false };
