@@ -204,6 +204,7 @@ macro_rules! shims {
             tile_f32_strip: usize::MAX,
             tile_bf16,
             tile_bf16_rows: crate::gemm::tile::MAX_ROWS,
+            tile_many_rows: crate::gemm::tile::MAX_ROWS,
             tile_bf16_products: crate::gemm::tile::MAX_ROWS,
             tile_int8,
             tile_int8_rows: crate::gemm::tile::MAX_ROWS,
@@ -218,6 +219,8 @@ macro_rules! shims {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -26,7 +26,7 @@ use self::epilogue::{RowEpilogue, RowMut};
 use self::generated::Generated;
 use self::input::{Form, Input};
 use self::sums::Ends;
-use self::tile::{FourBits, PREFETCH_STEPS, TileArgs, TileKind};
+use self::tile::{FourBits, MAX_ROWS, PREFETCH_STEPS, TileArgs, TileKind};
 use crate::weights::Panels;
 use crate::{ActMut, ActRef, Kernels, MatMut, MatRef, Par, Scratch, WeightFormat, WeightSlice};
 
@@ -156,7 +156,11 @@ fn with_product<'c, R>(
     }
     let mut converted = cx.scratch.take(form.scratch_len(a));
     let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
-    let tile_rows = if records { table.tile_4_bit_rows } else { table.tile_rows(form.kind) };
+    let tile_rows = if records {
+        [table.tile_4_bit_rows, table.tile_4_bit_rows.min(MAX_ROWS)]
+    } else {
+        [table.tile_rows(form.kind), table.tile_rows_of_many(form.kind)]
+    };
     let blocking = Blocking::new(rows, &panels, tile_rows, form.tile_steps);
     let product = Product { kernels, generated: None, w, panels, form, input, blocking, records, epilogue };
     Some(f(product, ends))

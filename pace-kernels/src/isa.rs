@@ -17,11 +17,14 @@ pub enum Isa {
     Avx512Vnni,
     /// AVX-512 with VNNI and BF16.
     Avx512Bf16,
+    /// The same with AMX for bf16 and int8.
+    Amx,
 }
 
 impl Isa {
     /// Every tier, lowest first.
-    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
+    pub const ALL: [Self; 6] =
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Amx];
 
     /// The best tier of this CPU.
     pub fn detect() -> Self {
@@ -45,7 +48,7 @@ impl Isa {
         Self::from_value(value.as_deref())
     }
 
-    /// The name: `scalar`, `avx2`, `avx512`, `avx512-vnni`, `avx512-bf16`.
+    /// The name: `scalar`, `avx2`, `avx512`, `avx512-vnni`, `avx512-bf16`, `amx`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
@@ -53,6 +56,7 @@ impl Isa {
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -64,6 +68,7 @@ impl Isa {
             Self::Avx512 => has_avx512(),
             Self::Avx512Vnni => has_avx512_vnni(),
             Self::Avx512Bf16 => has_avx512_bf16(),
+            Self::Amx => has_amx(),
         }
     }
 
@@ -147,8 +152,16 @@ fn has_avx512_bf16() -> bool {
     has_avx512_vnni() && is_x86_feature_detected!("avx512bf16")
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_amx() -> bool {
+    has_avx512_bf16() && crate::arch::amx::is_available()
+}
+
 #[cfg(not(target_arch = "x86_64"))]
-use self::{no_x86 as has_avx2, no_x86 as has_avx512, no_x86 as has_avx512_bf16, no_x86 as has_avx512_vnni};
+use self::{
+    no_x86 as has_amx, no_x86 as has_avx2, no_x86 as has_avx512, no_x86 as has_avx512_bf16,
+    no_x86 as has_avx512_vnni,
+};
 
 #[cfg(not(target_arch = "x86_64"))]
 fn no_x86() -> bool {

@@ -72,6 +72,9 @@ pub enum JitError {
         /// The tier of the engine.
         actual: Isa,
     },
+    /// The tier multiplies by instructions that are not generated, and other ones give other bits.
+    #[error("no kernels are generated for {0}; PACE_ISA=avx512-bf16 does without it")]
+    Tiles(Isa),
     /// The system gives no memory that can be executed.
     #[error("no executable memory for generated kernels")]
     Memory(#[source] std::io::Error),
@@ -98,11 +101,14 @@ impl Jit {
     /// A generator of kernels for the tier of `kernels`.
     ///
     /// # Errors
-    /// The tier is below AVX-512 with VNNI, or the system refuses executable memory.
+    /// The tier is below AVX-512 with VNNI or has AMX, or the system refuses executable memory.
     pub fn new(kernels: Kernels, capacity: JitCapacity) -> Result<Self, JitError> {
         let (needed, actual) = (Isa::Avx512Vnni, kernels.isa());
         if actual < needed {
             return Err(JitError::Isa { needed, actual });
+        }
+        if actual == Isa::Amx {
+            return Err(JitError::Tiles(actual));
         }
         // A refusal is better known now than in the middle of a request.
         const RETURN: u8 = 0xc3;

@@ -104,7 +104,9 @@ pub(crate) struct Table {
     pub(crate) tile_bf16: unsafe fn(&TileArgs),
     /// The most rows of it: `MAX_ROWS`, or more where the tier has a tile for few rows.
     pub(crate) tile_bf16_rows: usize,
-    /// The most rows of a product that it computes; for more, bf16 is widened first.
+    /// The most rows of a tile of bf16 or int8 where many rows are cut into tiles.
+    pub(crate) tile_many_rows: usize,
+    /// The most rows of a product that `tile_bf16` computes; for more, bf16 is widened first.
     pub(crate) tile_bf16_products: usize,
     pub(crate) tile_int8: unsafe fn(&TileArgs),
     /// The most rows of it.
@@ -140,6 +142,11 @@ impl Table {
             TileKind::Int8 => self.tile_int8_rows,
         }
     }
+
+    /// The most rows of that tile where many rows are cut into tiles.
+    pub(crate) fn tile_rows_of_many(&self, kind: TileKind) -> usize {
+        self.tile_rows(kind).min(if kind == TileKind::F32 { MAX_ROWS } else { self.tile_many_rows })
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -150,6 +157,7 @@ fn table_of(isa: Isa) -> &'static Table {
         Isa::Avx512 => &arch::avx512::TABLE,
         Isa::Avx512Vnni => &arch::avx512_vnni::TABLE,
         Isa::Avx512Bf16 => &arch::avx512_bf16::TABLE,
+        Isa::Amx => &arch::amx::TABLE,
     }
 }
 

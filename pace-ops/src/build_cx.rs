@@ -149,7 +149,7 @@ mod tests {
         for isa in Isa::supported() {
             let cx = BuildCx::new(Kernels::new(isa).unwrap());
             let jit = cx.check(Operator::Mlp, Backend::Jit, OpDType::Bf16);
-            assert_eq!(jit.is_ok(), isa >= Isa::Avx512Bf16);
+            assert_eq!(jit.is_ok(), isa == Isa::Avx512Bf16);
             if let Err(error) = jit {
                 assert!(error.to_string().contains("avx512"), "{error}");
             }
@@ -187,7 +187,7 @@ mod tests {
         for isa in Isa::supported() {
             let cx = BuildCx::new(Kernels::new(isa).unwrap());
             let jit = cx.check(Operator::Attention, Backend::Jit, OpDType::Int8);
-            assert_eq!(jit.is_ok(), isa >= Isa::Avx512Bf16);
+            assert_eq!(jit.is_ok(), isa == Isa::Avx512Bf16);
             for backend in [Backend::Native, Backend::Flash] {
                 assert!(cx.check(Operator::Attention, backend, OpDType::Int8).is_ok());
             }

@@ -112,7 +112,7 @@ macro_rules! lanes_512 {
         ///
         /// Only made by functions that have this tier's target features.
         #[derive(Clone, Copy)]
-        struct $name;
+        pub(super) struct $name;
 
         impl Dots for $name {
             const LANES: usize = 16;

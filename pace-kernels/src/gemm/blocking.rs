@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::tile::MAX_ROWS;
 use crate::weights::Panels;
 
 /// Rows of activations that go through one panel after the other: their sums stay in L2 while the
@@ -39,10 +38,10 @@ pub(super) struct Blocking {
 }
 
 impl Blocking {
-    /// `widest`: the most rows of a tile; one of more than [`MAX_ROWS`] is used for no more rows than that.
-    /// `tile_steps`: steps of a tile in one of the panel.
-    pub(super) fn new(rows: usize, panels: &Panels, widest: usize, tile_steps: usize) -> Self {
-        let tile_rows = if rows <= widest { widest } else { widest.min(MAX_ROWS) };
+    /// `few`, `many`: the most rows of a tile where one holds all rows, and where several do. `tile_steps`: steps of a
+    /// tile in one of the panel.
+    pub(super) fn new(rows: usize, panels: &Panels, [few, many]: [usize; 2], tile_steps: usize) -> Self {
+        let tile_rows = if rows <= few { few } else { many };
         let blocks = rows.div_ceil(BLOCK_ROWS).max(1);
         let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_rows);
         let steps = panels.steps();
@@ -113,6 +112,7 @@ fn row_tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
 mod tests {
     use super::*;
     use crate::WeightFormat;
+    use crate::gemm::tile::MAX_ROWS;
 
     #[test]
     fn tiles_cover_the_rows_in_order() {
@@ -132,7 +132,7 @@ mod tests {
     fn a_wide_tile_is_for_few_rows() {
         let panels = Panels { format: WeightFormat::Bf16, n: 64, k: 64, width: 64, paired: false };
         let tiles = |rows: usize| -> Vec<usize> {
-            let blocking = Blocking::new(rows, &panels, 8, 1);
+            let blocking = Blocking::new(rows, &panels, [8, MAX_ROWS], 1);
             assert_eq!(blocking.prefetch, (9..=SKINNY_ROWS).contains(&rows), "{rows}");
             blocking.row_tiles(rows).map(|tile| tile.len()).collect()
         };
@@ -145,7 +145,7 @@ mod tests {
         for rows in [1, 6, 7, 32, 33, 503, 505, 2048] {
             for (n, k, format) in [(1, 1, WeightFormat::F32), (130, 9000, WeightFormat::Bf16)] {
                 let panels = Panels { format, n, k, width: 64, paired: false };
-                let blocking = Blocking::new(rows, &panels, MAX_ROWS, 1);
+                let blocking = Blocking::new(rows, &panels, [MAX_ROWS; 2], 1);
                 let mut covered = vec![0; rows * panels.count()];
                 for task in 0..blocking.tasks() {
                     let (rows, panel) = blocking.task(task);

@@ -33,7 +33,7 @@ impl Jit {
     ) -> Result<(), JitError> {
         let (out, ends) = (c.dtype(), Ends::Result { start: None, c });
         super::with_product(self.kernels(), cx, a, w.into(), ends, epilogue, |mut product, ends| {
-            product.blocking = Blocking::new(a.rows(), &product.panels, MAX_ROWS, 1);
+            product.blocking = Blocking::new(a.rows(), &product.panels, [MAX_ROWS; 2], 1);
             product.generated = Generated::new(self, &product, out)?;
             product.run(cx, &ends);
             Ok(())

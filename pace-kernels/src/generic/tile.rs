@@ -216,7 +216,7 @@ unsafe fn int8_strip<L: Dots, const R: usize, const N: usize, const SCALED: bool
 /// # Safety
 /// As [`Kind::strip`], and `t` has the group.
 #[inline(always)]
-unsafe fn group_scales<L: Dots, const N: usize, const SCALED: bool, const MIN: bool>(
+pub(crate) unsafe fn group_scales<L: Dots, const N: usize, const SCALED: bool, const MIN: bool>(
     lanes: L,
     t: &TileArgs,
     group: usize,
@@ -293,21 +293,40 @@ pub(super) unsafe fn add_group<
     mins: [L::V; N],
 ) {
     for r in 0..R {
-        // SAFETY: scales and offsets are there for every row and group, sums for every row.
-        unsafe {
-            let a_scale = *t.a_scales.add(r * t.a_groups + group);
-            // The offset is -128 times the sum of the activations, which f32 holds.
-            let a_sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
-            let (a_scale, a_sum) = (lanes.splat_f32(a_scale), lanes.splat_f32(a_scale * a_sum));
-            for v in 0..N {
-                let sums = sums_at::<L>(t, r, column, v);
-                let scale = if SCALED { lanes.mul(a_scale, scales[v]) } else { a_scale };
-                let mut sum = lanes.scaled(lanes.load(sums.cast()), acc[r][v], scale);
-                if MIN {
-                    sum = lanes.dot_f32(sum, mins[v], a_sum);
-                }
-                lanes.store(sums.cast(), sum);
+        // SAFETY: passed on to the caller.
+        unsafe { add_row::<L, N, SCALED, MIN>(lanes, t, r, group, column, acc[r], scales, mins) }
+    }
+}
+
+/// [`add_group`] for one row.
+///
+/// # Safety
+/// As [`Kind::strip`], and `t` has the row and the group.
+#[inline(always)]
+pub(crate) unsafe fn add_row<L: Dots, const N: usize, const SCALED: bool, const MIN: bool>(
+    lanes: L,
+    t: &TileArgs,
+    r: usize,
+    group: usize,
+    column: usize,
+    acc: [L::V; N],
+    scales: [L::V; N],
+    mins: [L::V; N],
+) {
+    // SAFETY: scales and offsets are there for every row and group, sums for every row.
+    unsafe {
+        let a_scale = *t.a_scales.add(r * t.a_groups + group);
+        // The offset is -128 times the sum of the activations, which f32 holds.
+        let a_sum = *t.a_offsets.add(r * t.a_groups + group) as f32 * (-1.0 / 128.0);
+        let (a_scale, a_sum) = (lanes.splat_f32(a_scale), lanes.splat_f32(a_scale * a_sum));
+        for v in 0..N {
+            let sums = sums_at::<L>(t, r, column, v);
+            let scale = if SCALED { lanes.mul(a_scale, scales[v]) } else { a_scale };
+            let mut sum = lanes.scaled(lanes.load(sums.cast()), acc[v], scale);
+            if MIN {
+                sum = lanes.dot_f32(sum, mins[v], a_sum);
             }
+            lanes.store(sums.cast(), sum);
         }
     }
 }

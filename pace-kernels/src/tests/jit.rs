@@ -382,6 +382,7 @@ fn a_tier_without_the_instructions_has_no_generator() {
                 assert!(matches!(error, JitError::Isa { needed: Isa::Avx512Bf16, actual: Isa::Avx512Vnni }));
                 assert!(matches!(jit.dump("bf16:1x64:k8"), Err(JitError::Isa { .. })));
             }
+            Isa::Amx => assert!(matches!(jit, Err(JitError::Tiles(Isa::Amx)))),
             actual => assert!(
                 matches!(jit, Err(JitError::Isa { needed: Isa::Avx512Vnni, actual: a }) if a == actual)
             ),

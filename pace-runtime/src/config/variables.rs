@@ -29,7 +29,7 @@ pub const VARIABLES: [Variable; 19] = [
     ),
     variable(
         "PACE_ISA",
-        "caps the kernels' tier: scalar, avx2, avx512, avx512-vnni, avx512-bf16",
+        "caps the kernels' tier: scalar, avx2, avx512, avx512-vnni, avx512-bf16, amx",
         "what the CPU has",
     ),
     variable("PACE_OP_CONFIG", "backends by operator, as --op-config takes them", "auto for each"),
