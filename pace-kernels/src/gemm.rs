@@ -146,7 +146,7 @@ fn with_product<'c, R>(
         WeightFormat::Bf16 => rows > table.tile_bf16_products,
         _ => table.quad > size_of::<[i8; 4]>() && !records,
     };
-    let form = Form::new(&panels, cx.act_quant, widened);
+    let form = Form::new(&panels, cx.act_quant, widened, table.tile_many_rows > MAX_ROWS);
     assert!(
         form.kind != TileKind::Int8 || cx.act_quant != ActQuant::Token || w.has_whole_rows(),
         "a scale for each row needs all inputs of the row"

@@ -2,11 +2,16 @@
 
 use std::ops::Range;
 
+use super::tile::MAX_ROWS;
 use crate::weights::Panels;
 
 /// Rows of activations that go through one panel after the other: their sums stay in L2 while the
 /// steps are cut, and their activations in L3 from panel to panel.
 const BLOCK_ROWS: usize = 504;
+
+/// The same for tiles of more than [`MAX_ROWS`] rows, which are so fast that activations have to come from L2, and panels of any
+/// number of rows have to be prefetched.
+const WIDE_BLOCK_ROWS: usize = 256;
 
 /// Steps of a panel that stay in L2 at once: 512 KiB of 64 columns.
 const WHOLE_STEPS: usize = 2048;
@@ -42,10 +47,11 @@ impl Blocking {
     /// tile in one of the panel.
     pub(super) fn new(rows: usize, panels: &Panels, [few, many]: [usize; 2], tile_steps: usize) -> Self {
         let tile_rows = if rows <= few { few } else { many };
-        let blocks = rows.div_ceil(BLOCK_ROWS).max(1);
+        let wide = many > MAX_ROWS;
+        let blocks = rows.div_ceil(if wide { WIDE_BLOCK_ROWS } else { BLOCK_ROWS }).max(1);
         let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_rows);
         let steps = panels.steps();
-        let prefetch = rows > tile_rows && rows <= SKINNY_ROWS;
+        let prefetch = rows > tile_rows && (rows <= SKINNY_ROWS || wide);
         let whole = !prefetch && tile_steps == 1 && steps <= WHOLE_STEPS;
         let block_steps = if whole { WHOLE_STEPS } else { BLOCK_STEPS } / tile_steps;
         Self { rows, panels: panels.count(), steps, block_rows, tile_rows, block_steps, prefetch }
@@ -112,7 +118,6 @@ fn row_tiles(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
 mod tests {
     use super::*;
     use crate::WeightFormat;
-    use crate::gemm::tile::MAX_ROWS;
 
     #[test]
     fn tiles_cover_the_rows_in_order() {

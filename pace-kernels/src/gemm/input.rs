@@ -3,10 +3,10 @@
 use half::bf16;
 
 use super::ActQuant;
-use super::tile::TileKind;
+use super::tile::{MAX_ROWS, TileKind};
 use crate::generic::rotate::Out;
 use crate::weights::Panels;
-use crate::{ActRef, Kernels, MatMut, Par, WeightFormat};
+use crate::{ActRef, Kernels, MatMut, MatRef, Par, WeightFormat};
 
 /// Elements up to which the calling thread converts alone: about what a parallel region costs.
 const SERIAL: usize = 16 << 10;
@@ -43,11 +43,14 @@ pub(super) struct Form {
     per_token: bool,
     /// Int8: whether rows are rotated as the weights are.
     rotated: bool,
+    /// Bf16: whether tiles of many rows have more than [`MAX_ROWS`].
+    wide: bool,
 }
 
 impl Form {
-    /// `widened`: whether bf16 is multiplied as f32, i8 as i16.
-    pub(super) fn new(panels: &Panels, quant: ActQuant, widened: bool) -> Self {
+    /// `widened`: whether bf16 is multiplied as f32, i8 as i16. `wide`: whether tiles of many rows have more than
+    /// [`MAX_ROWS`].
+    pub(super) fn new(panels: &Panels, quant: ActQuant, widened: bool, wide: bool) -> Self {
         let per_token = quant == ActQuant::Token;
         let group = match panels.format.group() {
             Some(_) if quant == ActQuant::Fine && !panels.format.is_rotated() => FINE_GROUP,
@@ -70,6 +73,7 @@ impl Form {
             group,
             per_token,
             rotated: panels.format.is_rotated(),
+            wide,
         }
     }
 
@@ -95,11 +99,17 @@ impl Form {
         self.steps * self.step_words
     }
 
+    /// Whether the rows of a wide tile share so few sets of L1 that they evict each other.
+    fn collides(&self, a: MatRef<'_, bf16>) -> bool {
+        const APART: usize = 2048;
+        self.wide && a.rows() > MAX_ROWS && (a.row_stride() * size_of::<bf16>()).is_multiple_of(APART)
+    }
+
     /// Whether a tile can read these activations where they are.
     fn reads(&self, a: ActRef<'_>) -> bool {
         match (self.kind, a) {
             (TileKind::F32, ActRef::F32(_)) => self.tile_steps == 1,
-            (TileKind::Bf16, ActRef::Bf16(a)) => a.cols().is_multiple_of(2),
+            (TileKind::Bf16, ActRef::Bf16(a)) => a.cols().is_multiple_of(2) && !self.collides(a),
             _ => false,
         }
     }

@@ -22,7 +22,8 @@ impl Shapes {
     /// For `top` rows of activations and `bottom` more (none: sums 2 and 3 have the rows of the first), of which a product
     /// takes `quads` words. None is above [`SIDE`].
     pub(super) fn new(top: usize, bottom: usize, quads: usize) -> Self {
-        let mut this = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let mut this =
+            Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         let lower = if bottom == 0 { top } else { bottom };
         let shapes = [(top, SIDE), (top, SIDE), (lower, SIDE), (lower, SIDE), (top, quads), (lower, quads)];
         for (i, (rows, words)) in shapes.into_iter().chain([(quads, SIDE); 2]).enumerate() {
@@ -64,7 +65,10 @@ pub(super) unsafe fn clear() {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
             options(nostack, preserves_flags, nomem)
         );
     }
@@ -82,7 +86,13 @@ pub(super) struct Operands {
     pub(super) w_stride: usize,
     pub(super) quads: usize,
     pub(super) count: usize,
+    /// Memory to prefetch meanwhile, and how many bytes further for each product: [`PREFETCH_BYTES`] or none.
+    pub(super) prefetch: *const u8,
+    pub(super) prefetch_step: usize,
 }
+
+/// Bytes that are prefetched with each product of two by two tiles.
+pub(super) const PREFETCH_BYTES: usize = 4 * 64;
 
 /// How sums lie: the registers 0 to 3.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -102,6 +112,20 @@ impl Layout {
             Self::TwoByTwo | Self::Two => 2 * SIDE,
             Self::Four => 4 * SIDE,
         }
+    }
+}
+
+/// Four tiles of bf16 numbers of 1/2 to 1 with random signs and mantissas, or of as many bytes.
+#[repr(align(64))]
+struct Noise([u32; 4 * SIDE * SIDE]);
+
+impl Noise {
+    fn new() -> Self {
+        let mut state = 1_u32;
+        Self(std::array::from_fn(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state & 0x807f_807f | 0x3f00_3f00
+        }))
     }
 }
 
@@ -191,6 +215,11 @@ macro_rules! products {
                         "tileloadd tmm5, [{below} + {a_stride}]",
                         concat!($dot, " tmm2, tmm5, tmm6"),
                         concat!($dot, " tmm3, tmm5, tmm7"),
+                        "prefetcht1 [{prefetch}]",
+                        "prefetcht1 [{prefetch} + 64]",
+                        "prefetcht1 [{prefetch} + 128]",
+                        "prefetcht1 [{prefetch} + 192]",
+                        "add {prefetch}, {prefetch_step}",
                         "add {a}, {a_step}",
                         "add {below}, {a_step}",
                         "add {w}, {w_step}",
@@ -198,6 +227,8 @@ macro_rules! products {
                         "jne 2b",
                         a = inout(reg) o.a => _,
                         below = inout(reg) o.below => _,
+                        prefetch = inout(reg) o.prefetch => _,
+                        prefetch_step = in(reg) o.prefetch_step,
                         a_stride = in(reg) o.a_stride,
                         a_step = in(reg) a_step,
                         w = inout(reg) o.w => _,
@@ -261,10 +292,16 @@ macro_rules! products {
         pub(super) unsafe fn $peak(rounds: usize) -> u64 {
             const SUMS: usize = 4;
             let rounds = rounds / 8 + 1;
-            // SAFETY: the caller's promise; nothing but registers changes.
+            // Products of zeros take less power, so that a CPU may do more of them.
+            let operands = Noise::new();
+            // SAFETY: the caller's promise; the operands can be read.
             unsafe {
                 configure(&Shapes::new(SIDE, SIDE, SIDE));
                 asm!(
+                    "tileloadd tmm4, [{operands} + {stride}]",
+                    "tileloadd tmm5, [{operands} + {stride} + 1024]",
+                    "tileloadd tmm6, [{operands} + {stride} + 2048]",
+                    "tileloadd tmm7, [{operands} + {stride} + 3072]",
                     "2:",
                     concat!($dot, " tmm0, tmm4, tmm6"),
                     concat!($dot, " tmm1, tmm4, tmm7"),
@@ -273,7 +310,9 @@ macro_rules! products {
                     "dec {rounds}",
                     "jne 2b",
                     rounds = inout(reg) rounds => _,
-                    options(nostack, nomem)
+                    operands = in(reg) operands.0.as_ptr(),
+                    stride = in(reg) SIDE * 4,
+                    options(nostack, readonly)
                 );
                 release();
             }

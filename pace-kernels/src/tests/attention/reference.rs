@@ -36,7 +36,7 @@ fn turn_back(out: &mut [(f64, f64)]) {
         let factor = 1.0 / (block as f64).sqrt();
         for (i, out) in out[start..start + block].iter_mut().enumerate() {
             // An element of Sylvester's Hadamard matrix.
-            let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { factor } else { -factor };
+            let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { factor } else { -factor };
             out.0 = from.iter().enumerate().map(|(j, x)| sign(j) * x.0).sum();
             out.1 = from.iter().map(|x| factor * x.1).sum();
         }

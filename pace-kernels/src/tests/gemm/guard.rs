@@ -51,7 +51,8 @@ fn check(format: WeightFormat, flush: Flush, m: usize, n: usize, k: usize) {
 #[test]
 fn tiles_stay_inside_of_their_block() {
     for kind in [TileKind::F32, TileKind::Bf16, TileKind::Int8] {
-        for (rows, width) in (1..=8).flat_map(|rows| [(rows, 32), (rows, 64)]) {
+        // Tiles of more than 8 rows are AMX's.
+        for (rows, width) in (1..=8).chain([9, 16, 17, 32]).flat_map(|rows| [(rows, 32), (rows, 64)]) {
             for (steps, flush) in [1, 2, 15, 16, 37].into_iter().flat_map(|s| Flush::BOTH.map(|f| (s, f))) {
                 check_tile(kind, rows, width, steps, flush);
             }
