@@ -40,12 +40,12 @@ fn peak_scratch_is_that_of_one_unsplit_layer_by_the_chunks_and_a_chunk() {
             scratch.bytes()
         };
         // What a product keeps whatever its size: a tile's sums, and on tiers that widen bf16, a block of a panel.
-        let rows = match kernels.isa() {
+        let kept = match kernels.isa() {
             Isa::Amx => 32,
             Isa::Avx512Bf16 => 6,
             _ => 6 + 1024,
         };
-        let fixed = rows * 64 * size_of::<f32>();
+        let fixed = kept * 64 * size_of::<f32>();
         let whole = peak(Backend::Tpp, 1);
         assert!(whole >= rows * ffn * 2, "the intermediate rows are in it");
         for chunks in [2, 4, 8] {
