@@ -47,15 +47,18 @@ fn value(token: usize, layer: usize, head: usize, dim: usize, is_v: bool) -> f32
     (mixed % 251) as f32 - 125.0
 }
 
-/// The key or value of a token as it reads: int8 keeps it within half a scale.
+/// The key or value of a token as it reads: int8 keeps it, rotated, within half a scale.
 fn row(shape: &KvShape, token: usize, layer: usize, head: usize, is_v: bool) -> Vec<f32> {
     let d = shape.layout.head_dim();
     let mut row: Vec<f32> = (0..d).map(|i| value(token, layer, head, i, is_v)).collect();
-    let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
-    if shape.layout.dtype() == KvDType::Int8 && largest > 0.0 {
+    if shape.layout.dtype() == KvDType::Int8 {
+        let kernels = Kernels::detect();
+        kernels.rotate(&mut row);
+        let largest = row.iter().fold(f32::MIN_POSITIVE, |largest, x| largest.max(x.abs()));
         for x in &mut row {
             *x = (*x * (127.0 / largest)).round_ties_even() * (largest / 127.0);
         }
+        kernels.rotate(&mut row);
     }
     row
 }
