@@ -193,6 +193,29 @@ move_sums! {
     store, *mut u8, store
 }
 
+/// A loop over the products of `$o`: its lines, and the operands that they name besides `a` and `w` with their strides.
+macro_rules! each_product {
+    ($o:ident, [$($line:expr),+ $(,)?], $($operand:tt)*) => {
+        asm!(
+            "2:",
+            $($line,)+
+            "add {a}, {a_step}",
+            "add {w}, {w_step}",
+            "dec {count}",
+            "jne 2b",
+            a = inout(reg) $o.a => _,
+            a_stride = in(reg) $o.a_stride,
+            a_step = in(reg) $o.quads * 4,
+            w = inout(reg) $o.w => _,
+            w_stride = in(reg) $o.w_stride,
+            w_step = in(reg) $o.quads * $o.w_stride,
+            count = inout(reg) $o.count => _,
+            $($operand)*
+            options(nostack, readonly)
+        )
+    };
+}
+
 macro_rules! products {
     ($name:ident, $peak:ident, $dot:literal) => {
         /// Adds products to the sums.
@@ -201,85 +224,64 @@ macro_rules! products {
         /// The registers are configured for `o.quads`; what `o` describes can be read.
         #[inline(always)]
         pub(super) unsafe fn $name(layout: Layout, o: Operands) {
-            let (a_step, w_step) = (o.quads * 4, o.quads * o.w_stride);
             // SAFETY: the caller's promise.
             unsafe {
                 match layout {
-                    Layout::TwoByTwo => asm!(
-                        "2:",
-                        "tileloadd tmm4, [{a} + {a_stride}]",
-                        "tileloadd tmm6, [{w} + {w_stride}]",
-                        concat!($dot, " tmm0, tmm4, tmm6"),
-                        "tileloadd tmm7, [{w} + {w_stride} + 64]",
-                        concat!($dot, " tmm1, tmm4, tmm7"),
-                        "tileloadd tmm5, [{below} + {a_stride}]",
-                        concat!($dot, " tmm2, tmm5, tmm6"),
-                        concat!($dot, " tmm3, tmm5, tmm7"),
-                        "prefetcht1 [{prefetch}]",
-                        "prefetcht1 [{prefetch} + 64]",
-                        "prefetcht1 [{prefetch} + 128]",
-                        "prefetcht1 [{prefetch} + 192]",
-                        "add {prefetch}, {prefetch_step}",
-                        "add {a}, {a_step}",
-                        "add {below}, {a_step}",
-                        "add {w}, {w_step}",
-                        "dec {count}",
-                        "jne 2b",
-                        a = inout(reg) o.a => _,
+                    Layout::TwoByTwo => each_product!(
+                        o,
+                        [
+                            "tileloadd tmm4, [{a} + {a_stride}]",
+                            "tileloadd tmm6, [{w} + {w_stride}]",
+                            concat!($dot, " tmm0, tmm4, tmm6"),
+                            "tileloadd tmm7, [{w} + {w_stride} + 64]",
+                            concat!($dot, " tmm1, tmm4, tmm7"),
+                            "tileloadd tmm5, [{below} + {a_stride}]",
+                            concat!($dot, " tmm2, tmm5, tmm6"),
+                            concat!($dot, " tmm3, tmm5, tmm7"),
+                            "prefetcht1 [{prefetch}]",
+                            "prefetcht1 [{prefetch} + 64]",
+                            "prefetcht1 [{prefetch} + 128]",
+                            "prefetcht1 [{prefetch} + 192]",
+                            "add {prefetch}, {prefetch_step}",
+                            "add {below}, {a_step}",
+                        ],
                         below = inout(reg) o.below => _,
                         prefetch = inout(reg) o.prefetch => _,
                         prefetch_step = in(reg) o.prefetch_step,
-                        a_stride = in(reg) o.a_stride,
-                        a_step = in(reg) a_step,
-                        w = inout(reg) o.w => _,
-                        w_stride = in(reg) o.w_stride,
-                        w_step = in(reg) w_step,
-                        count = inout(reg) o.count => _,
-                        options(nostack, readonly)
                     ),
-                    Layout::Four => asm!(
-                        "2:",
-                        "tileloadd tmm4, [{a} + {a_stride}]",
-                        "tileloadd tmm6, [{w} + {w_stride}]",
-                        concat!($dot, " tmm0, tmm4, tmm6"),
-                        "tileloadd tmm7, [{w} + {w_stride} + 64]",
-                        concat!($dot, " tmm1, tmm4, tmm7"),
-                        "tileloadd tmm6, [{w} + {w_stride} + 128]",
-                        concat!($dot, " tmm2, tmm4, tmm6"),
-                        "tileloadd tmm7, [{w} + {w_stride} + 192]",
-                        concat!($dot, " tmm3, tmm4, tmm7"),
-                        "add {a}, {a_step}",
-                        "add {w}, {w_step}",
-                        "dec {count}",
-                        "jne 2b",
-                        a = inout(reg) o.a => _,
-                        a_stride = in(reg) o.a_stride,
-                        a_step = in(reg) a_step,
-                        w = inout(reg) o.w => _,
-                        w_stride = in(reg) o.w_stride,
-                        w_step = in(reg) w_step,
-                        count = inout(reg) o.count => _,
-                        options(nostack, readonly)
+                    // As many lines as are read, two products ahead: loads of tiles alone do not keep memory busy.
+                    Layout::Four => each_product!(
+                        o,
+                        [
+                            "lea {ahead}, [{w} + 8192]",
+                            ".rept 16",
+                            "prefetcht0 [{ahead}]",
+                            "prefetcht0 [{ahead} + 64]",
+                            "prefetcht0 [{ahead} + 128]",
+                            "prefetcht0 [{ahead} + 192]",
+                            "add {ahead}, 256",
+                            ".endr",
+                            "tileloadd tmm4, [{a} + {a_stride}]",
+                            "tileloadd tmm6, [{w} + {w_stride}]",
+                            concat!($dot, " tmm0, tmm4, tmm6"),
+                            "tileloadd tmm7, [{w} + {w_stride} + 64]",
+                            concat!($dot, " tmm1, tmm4, tmm7"),
+                            "tileloadd tmm6, [{w} + {w_stride} + 128]",
+                            concat!($dot, " tmm2, tmm4, tmm6"),
+                            "tileloadd tmm7, [{w} + {w_stride} + 192]",
+                            concat!($dot, " tmm3, tmm4, tmm7"),
+                        ],
+                        ahead = out(reg) _,
                     ),
-                    Layout::Two => asm!(
-                        "2:",
-                        "tileloadd tmm4, [{a} + {a_stride}]",
-                        "tileloadd tmm6, [{w} + {w_stride}]",
-                        concat!($dot, " tmm0, tmm4, tmm6"),
-                        "tileloadd tmm7, [{w} + {w_stride} + 64]",
-                        concat!($dot, " tmm1, tmm4, tmm7"),
-                        "add {a}, {a_step}",
-                        "add {w}, {w_step}",
-                        "dec {count}",
-                        "jne 2b",
-                        a = inout(reg) o.a => _,
-                        a_stride = in(reg) o.a_stride,
-                        a_step = in(reg) a_step,
-                        w = inout(reg) o.w => _,
-                        w_stride = in(reg) o.w_stride,
-                        w_step = in(reg) w_step,
-                        count = inout(reg) o.count => _,
-                        options(nostack, readonly)
+                    Layout::Two => each_product!(
+                        o,
+                        [
+                            "tileloadd tmm4, [{a} + {a_stride}]",
+                            "tileloadd tmm6, [{w} + {w_stride}]",
+                            concat!($dot, " tmm0, tmm4, tmm6"),
+                            "tileloadd tmm7, [{w} + {w_stride} + 64]",
+                            concat!($dot, " tmm1, tmm4, tmm7"),
+                        ],
                     ),
                 }
             }

@@ -2,7 +2,8 @@
 //!
 //! Loop nest: strips of 32 columns, or of 64 for up to 16 rows { steps, 16 at a time { 1 or 2 loads of activations, 2 or 4 of
 //! weights, 4 products of 16 x 16 sums } }. The panel of the other tiers is what the instructions read: 16 steps of 16
-//! columns are a tile. Steps that do not fill one are copied to a buffer with zeros behind them.
+//! columns are a tile. Steps that do not fill one are copied to a buffer with zeros behind them. Up to 16 rows prefetch the panel
+//! two products ahead: without it, decode has 0.7 of that speed.
 //!
 //! int8: a group of activations is summed by products of its own, whose sums go through memory to the vector registers that scale
 //! them, while the next group is multiplied. Groups below 64 inputs leave so little to multiply between that the tiles of
