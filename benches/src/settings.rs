@@ -183,6 +183,7 @@ mod tests {
         path
     }
 
+    // One test, for a script cannot be run while another thread's child still has it open for writing.
     #[test]
     fn settings_take_turns_and_one_that_fails_is_left_out() {
         let dir = tempfile::tempdir().unwrap();
@@ -198,14 +199,8 @@ mod tests {
         assert!(rows.iter().all(|row| row.rounds.len() == 3 && row.test == "pp1" && row.peak_bytes == 7.0));
         assert_eq!((failures.len(), steps), (1, 3 + 3 * 2));
         assert!(failures[0].contains("no such thing"), "{failures:?}");
-    }
 
-    #[test]
-    fn nothing_that_can_be_measured_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let only = [Setting::flag("--threads", "3")];
-        let common = ["pp1".to_owned(), "-q".to_owned()];
-        let error = compare(&fake(dir.path()), &common, &only, 1, |_| {}, || {}).unwrap_err();
+        let error = compare(&pace, &common, &settings[1..2], 1, |_| {}, || {}).unwrap_err();
         assert_eq!(error.to_string(), "no setting can be measured");
     }
 

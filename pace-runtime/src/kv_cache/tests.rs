@@ -54,9 +54,9 @@ fn row(shape: &KvShape, token: usize, layer: usize, head: usize, is_v: bool) -> 
     if shape.layout.dtype() == KvDType::Int8 {
         let kernels = Kernels::detect();
         kernels.rotate(&mut row);
-        let largest = row.iter().fold(f32::MIN_POSITIVE, |largest, x| largest.max(x.abs()));
-        for x in &mut row {
-            *x = (*x * (127.0 / largest)).round_ties_even() * (largest / 127.0);
+        let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+        if largest > 0.0 {
+            row.iter_mut().for_each(|x| *x = (*x * (127.0 / largest)).round_ties_even() * (largest / 127.0));
         }
         kernels.rotate(&mut row);
     }
