@@ -45,7 +45,7 @@ macro_rules! shims {
         }
         $(#[$attr])?
         fn rotate(row: &mut [f32]) {
-            generic::rotate::rotate(row);
+            generic::rotate::rotate($token, row);
         }
         $(#[$attr])?
         fn quantize_rotated_f32(src: &[f32], out: generic::rotate::Out<'_>) {

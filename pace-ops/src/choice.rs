@@ -60,6 +60,9 @@ pub(crate) struct ByClass<B: ?Sized> {
     at: [usize; 3],
 }
 
+/// The largest number of rows of [`ByClass::each`].
+pub(crate) const MOST_ROWS: usize = 17;
+
 impl<B: ?Sized> ByClass<B> {
     /// Builds every backend of `choice`.
     pub(crate) fn build(choice: Choice, mut build: impl FnMut(Backend) -> Box<B>) -> Self {
@@ -93,8 +96,7 @@ impl<B: ?Sized> ByClass<B> {
 
     /// The backend of every class, with a number of rows of that class.
     pub(crate) fn each(&self) -> impl Iterator<Item = (Backend, usize, &B)> {
-        const ROWS: [usize; 3] = [1, 3, 17];
-        ROWS.into_iter().map(|rows| {
+        [1, 3, MOST_ROWS].into_iter().map(|rows| {
             let (backend, built) = self.of(rows);
             (backend, rows, built)
         })

@@ -11,7 +11,7 @@ use pace_kernels::{ActMut, ActRef, Activation, PackedWeights};
 use self::imbps::ImbpsMlp;
 use self::native::NativeMlp;
 use self::panels::PanelMlp;
-use crate::choice::ByClass;
+use crate::choice::{ByClass, MOST_ROWS};
 use crate::panels::{PanelGemm, require_panels_for};
 use crate::self_test::{Mismatch, Sample, SelfTest};
 use crate::{Backend, BuildCx, Choice, OpCx, OpDType, OpError, OpShape, Operator, Product, Work};
@@ -130,16 +130,12 @@ impl SelfTest for Mlp {
     fn self_test(&self, cx: &OpCx<'_>) -> Result<(), Mismatch> {
         let native = NativeMlp::new(Arc::clone(&self.weights), self.activation);
         let sample = Sample::new(self.weights.dtype());
-        for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
-            let x = sample.rows(rows, self.weights.hidden());
-            let run = |by: &dyn MlpBackend| {
-                let mut residual = Sample::zeros(x.dtype(), rows, self.weights.hidden());
-                by.forward(cx, x.rows(rows), residual.rows_mut(rows));
-                residual
-            };
-            sample.compare(backend, &run(built), &run(&native), rows)?;
-        }
-        Ok(())
+        let x = sample.rows(MOST_ROWS, self.weights.hidden());
+        sample.test(&self.backends, &native, usize::MAX, |by, rows| {
+            let mut residual = Sample::zeros(x.dtype(), rows, self.weights.hidden());
+            by.forward(cx, x.rows(rows), residual.rows_mut(rows));
+            residual
+        })
     }
 
     fn set_native(&mut self) {

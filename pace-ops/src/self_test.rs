@@ -7,6 +7,7 @@ use std::fmt;
 
 use pace_kernels::{ActBuf, ActMut, ActRef, DType, bf16};
 
+use crate::choice::{ByClass, MOST_ROWS};
 use crate::{Backend, OpCx, OpDType, OpShape};
 
 /// An operator that can compare its backends with the reference.
@@ -78,6 +79,23 @@ impl Sample {
         buf
     }
 
+    /// Runs the backend of every class and compares the first and the last `edge` columns of its result with those of `native`,
+    /// which runs once: a row's result does not depend on the rows beside it. `run` takes so many of the sample's rows.
+    pub(crate) fn test<B: ?Sized>(
+        &self,
+        backends: &ByClass<B>,
+        native: &B,
+        edge: usize,
+        run: impl Fn(&B, usize) -> ActBuf,
+    ) -> Result<(), Mismatch> {
+        let mut want = None;
+        for (backend, rows, built) in backends.each().filter(|(b, ..)| *b != Backend::Native) {
+            let want = want.get_or_insert_with(|| run(native, MOST_ROWS));
+            self.compare_edges(backend, &run(built, rows), want, rows, edge)?;
+        }
+        Ok(())
+    }
+
     /// Compares a backend's first `rows` rows with the reference's.
     pub(crate) fn compare(
         &self,
@@ -91,7 +109,7 @@ impl Sample {
     }
 
     /// As [`compare`](Self::compare), of the first and the last `edge` columns.
-    pub(crate) fn compare_edges(
+    fn compare_edges(
         &self,
         backend: Backend,
         got: &ActBuf,

@@ -1,5 +1,7 @@
 //! AVX2, FMA and F16C: 8 lanes.
 
+mod rotate;
+
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -61,6 +63,12 @@ impl Lanes for V3 {
             let (low, high) = (_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper));
             _mm_storeu_si128(dst.as_mut_ptr().cast::<__m128i>(), _mm_packus_epi32(low, high));
         }
+    }
+
+    #[inline(always)]
+    fn rotate_64(self, x: &mut [f32; 64]) {
+        // SAFETY: the token proves AVX2.
+        unsafe { rotate::rotate_64(x) }
     }
 }
 

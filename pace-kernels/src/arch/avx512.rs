@@ -1,6 +1,7 @@
 //! AVX-512 F, BW, CD, DQ and VL: 16 lanes.
 
 mod quantize;
+mod rotate;
 
 use std::arch::x86_64::*;
 
@@ -87,6 +88,12 @@ impl Lanes for V4 {
     #[inline(always)]
     fn quantize_64<X: Stored>(self, src: &[X; 64], values: &mut [i8; 64]) -> (f32, i32) {
         quantize::group_of_64(self, src, values)
+    }
+
+    #[inline(always)]
+    fn rotate_64(self, x: &mut [f32; 64]) {
+        // SAFETY: the token proves AVX-512.
+        unsafe { rotate::rotate_64(x) }
     }
 }
 

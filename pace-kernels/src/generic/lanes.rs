@@ -4,7 +4,7 @@
 use half::bf16;
 use pulp::Simd;
 
-use super::{exp, quantize};
+use super::{exp, quantize, rotate};
 
 /// Vectors of one tier. Each vector has at most [`MAX_LANES`] lanes.
 pub(crate) trait Lanes: Simd {
@@ -35,6 +35,12 @@ pub(crate) trait Lanes: Simd {
         values: &mut [i8; quantize::GROUP],
     ) -> (f32, i32) {
         quantize::group(src, values)
+    }
+
+    /// See [`rotate::block`].
+    #[inline(always)]
+    fn rotate_64(self, x: &mut [f32; rotate::BLOCK]) {
+        rotate::block(x);
     }
 }
 

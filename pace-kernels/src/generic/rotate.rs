@@ -29,9 +29,11 @@ pub(crate) struct Out<'a> {
 
 /// Rotates a row in place.
 #[inline(always)]
-pub(crate) fn rotate(row: &mut [f32]) {
+pub(crate) fn rotate<S: Lanes>(simd: S, row: &mut [f32]) {
     let (blocks, tail) = row.as_chunks_mut::<BLOCK>();
-    blocks.iter_mut().for_each(block);
+    for block in blocks {
+        simd.rotate_64(block);
+    }
     rotate_tail(tail);
 }
 
@@ -43,7 +45,7 @@ pub(crate) fn quantize<S: Lanes, X: Stored>(simd: S, src: &[X], out: Out<'_>) {
         let chunks = src.chunks(BLOCK).zip(values.chunks_mut(BLOCK));
         for ((src, values), (scale, sum)) in chunks.zip(scales.iter_mut().zip(sums)) {
             let mut x = [0.0; BLOCK];
-            (*scale, *sum) = match (load(src, &mut x), <&mut [i8; BLOCK]>::try_from(&mut *values)) {
+            (*scale, *sum) = match (load(simd, src, &mut x), <&mut [i8; BLOCK]>::try_from(&mut *values)) {
                 (BLOCK, Ok(values)) => simd.quantize_64(&x, values),
                 (len, _) => simd.quantize_group(&x[..len], values),
             };
@@ -53,7 +55,7 @@ pub(crate) fn quantize<S: Lanes, X: Stored>(simd: S, src: &[X], out: Out<'_>) {
     let mut largest = 0;
     for src in src.chunks(BLOCK) {
         let mut x = [0.0; BLOCK];
-        let len = load(src, &mut x);
+        let len = load(simd, src, &mut x);
         largest = largest.max(quantize::largest_bits(&x[..len]));
     }
     sums.fill(0);
@@ -66,7 +68,7 @@ pub(crate) fn quantize<S: Lanes, X: Stored>(simd: S, src: &[X], out: Out<'_>) {
             scales.fill(scale);
             for (i, (src, values)) in src.chunks(BLOCK).zip(values.chunks_mut(BLOCK)).enumerate() {
                 let mut x = [0.0; BLOCK];
-                let len = load(src, &mut x);
+                let len = load(simd, src, &mut x);
                 sums[i * BLOCK / group] += quantize::values(&x[..len], inverse, values);
             }
         }
@@ -75,12 +77,12 @@ pub(crate) fn quantize<S: Lanes, X: Stored>(simd: S, src: &[X], out: Out<'_>) {
 
 /// Widens and rotates a block or the tail of a row; returns its length.
 #[inline(always)]
-fn load<X: Stored>(src: &[X], out: &mut [f32; BLOCK]) -> usize {
+fn load<S: Lanes, X: Stored>(simd: S, src: &[X], out: &mut [f32; BLOCK]) -> usize {
     for (out, x) in out.iter_mut().zip(src) {
         *out = x.widen();
     }
     if src.len() == BLOCK {
-        block(out);
+        simd.rotate_64(out);
     } else {
         rotate_tail(&mut out[..src.len()]);
     }
@@ -97,7 +99,7 @@ fn rotate_tail(tail: &mut [f32]) {
 
 /// The fast Walsh-Hadamard transform, by 1 / sqrt(N) of its size; N is a power of 4.
 #[inline(always)]
-fn block<const N: usize>(x: &mut [f32; N]) {
+pub(super) fn block<const N: usize>(x: &mut [f32; N]) {
     let mut half = 1;
     while half < N {
         for pair in x.chunks_exact_mut(2 * half) {

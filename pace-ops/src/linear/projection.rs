@@ -6,7 +6,7 @@ use pace_kernels::{ActMut, ActQuant, ActRef, DType, PackedWeights, WeightFormat}
 
 use super::native::NativeMatrix;
 use super::panels::PanelLinear;
-use crate::choice::ByClass;
+use crate::choice::{ByClass, MOST_ROWS};
 use crate::panels::{PanelGemm, require_panels_for};
 use crate::rope::AngleTable;
 use crate::self_test::{Mismatch, Sample, SelfTest};
@@ -105,16 +105,12 @@ impl Projection {
         let bias = self.bias.as_deref();
         let logits = self.shape.op == Operator::LmHead;
         let dtype = if logits { DType::F32 } else { self.shape.dtype.activations() };
-        for (backend, rows, built) in self.backends.each().filter(|(b, ..)| *b != Backend::Native) {
-            let a = sample.rows(rows, self.weights.k());
-            let run = |by: &dyn LinearBackend| {
-                let mut out = Sample::zeros(dtype, rows, self.weights.n());
-                by.forward(cx, a.rows(rows), bias, out.rows_mut(rows), finish);
-                out
-            };
-            sample.compare_edges(backend, &run(built), &run(&native), rows, SELF_TEST_COLUMNS)?;
-        }
-        Ok(())
+        let a = sample.rows(MOST_ROWS, self.weights.k());
+        sample.test(&self.backends, &native, SELF_TEST_COLUMNS, |by, rows| {
+            let mut out = Sample::zeros(dtype, rows, self.weights.n());
+            by.forward(cx, a.rows(rows), bias, out.rows_mut(rows), finish);
+            out
+        })
     }
 
     /// Puts a wrong implementation in the place of every backend.
@@ -132,7 +128,7 @@ fn wants_fine(op: Operator, format: WeightFormat) -> bool {
 }
 
 /// Output columns at either end that a self-test compares.
-const SELF_TEST_COLUMNS: usize = 4096;
+const SELF_TEST_COLUMNS: usize = 1024;
 
 /// An operator that is a projection and what becomes of its result.
 pub(crate) trait Projects {

@@ -3,6 +3,8 @@
 //! Rotation spreads what a few dimensions have in excess, of which keys have much, over the others, so that the largest element, which
 //! the error is in proportion to, is smaller: see `generic/rotate.rs`. A head row is rotated by itself.
 
+use pulp::Scalar;
+
 use super::{KV_BLOCK, KvLayout, TILE, append_keys, append_value_pairs};
 use crate::generic::quantize::{self, Scale};
 use crate::generic::rotate;
@@ -68,7 +70,7 @@ pub(super) fn append<E: Element>(
 fn rotated<'a, E: Element>(src: &[E], out: &'a mut [f32; rotate::BLOCK]) -> &'a [f32] {
     let out = &mut out[..src.len()];
     out.iter_mut().zip(src).for_each(|(out, x)| *out = x.to_f32());
-    rotate::rotate(out);
+    rotate::rotate(Scalar, out);
     out
 }
 
@@ -125,7 +127,7 @@ pub(super) fn unpack_k(layout: &KvLayout, block: &[i8], tokens: usize, out: &mut
             let mut key = [0.0; rotate::BLOCK];
             let key = &mut key[..block.len() / KV_BLOCK];
             key.iter_mut().zip(block.chunks_exact(KV_BLOCK)).for_each(|(x, row)| *x = row[token]);
-            rotate::rotate(key);
+            rotate::rotate(Scalar, key);
             key.iter().zip(block.chunks_exact_mut(KV_BLOCK)).for_each(|(x, row)| row[token] = *x);
         }
     }
@@ -141,7 +143,7 @@ pub(super) fn unpack_v(layout: &KvLayout, block: &[i8], out: &mut [f32]) {
             for (x, word) in out[group.dims.clone()].iter_mut().zip(pair.as_chunks::<2>().0) {
                 *x = f32::from(word[slot % 2]) * scales[slot];
             }
-            rotate::rotate(&mut out[group.dims.clone()]);
+            rotate::rotate(Scalar, &mut out[group.dims.clone()]);
         }
     }
 }
