@@ -16,8 +16,8 @@ use crate::exit::Usage;
 #[command(next_help_heading = "Engine")]
 pub(crate) struct QuantArgs {
     /// Quantise weights while they are loaded: int8 (inputs rotated in blocks of 64, a scale for each; int8r: one scale an
-    /// output), int8:GROUP, int4, int4:GROUP, int4m:GROUP (with minima), mxfp4, or none. Groups are 32, 64 or 128 inputs with
-    /// a scale of their own; int4 is int4:32 [default: as the files have them].
+    /// output), int8:GROUP, int4, int4:GROUP, int8m:GROUP and int4m:GROUP (with minima), mxfp4, or none. A group of inputs has a
+    /// scale of its own: 32, 64 or 128, of int8 also 16 or 256; int4 is int4:32 [default: as the files have them].
     #[arg(long, value_name = "FORMAT", value_parser = quant_format)]
     pub(crate) quant: Option<Quant>,
     /// The same for embedding and LM head [default: as --quant; int8 where that has 4 bits].
@@ -27,7 +27,7 @@ pub(crate) struct QuantArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) quant_rounding: RoundingChoice,
     /// How much each input counts when weights become int4, as `pace-cli imatrix` collects it [default: all the same].
-    #[arg(long, value_name = "FILE", requires = "quant")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) imatrix: Option<PathBuf>,
     /// Scales of activations that multiply integer weights: for each group of 64 inputs (32 for weights of 4 bits), or one a
     /// token, which is faster with --quant int8 (weights have one an output then, int8r) and loses more.

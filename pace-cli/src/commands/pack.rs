@@ -40,6 +40,7 @@ pub(crate) fn run_floats(env: &Env, args: &PackFloatsArgs) -> Result<()> {
 
 fn run(env: &Env, args: &PackArgs, dtype: WeightChoice, quant: &QuantArgs) -> Result<()> {
     let engine = EngineArgs {
+        model: Some(args.source.clone()),
         dtype,
         allow_nonfinite: args.allow_nonfinite,
         platform: PlatformArgs { threads: args.threads, ..PlatformArgs::default() },
@@ -50,7 +51,7 @@ fn run(env: &Env, args: &PackArgs, dtype: WeightChoice, quant: &QuantArgs) -> Re
     // One layout for all: whoever wants another backend's says so here by LIBXSMM_BLOCK_SIZE alone.
     config.load.operators = OperatorConfig::default();
     config.load.plan = None;
-    let files = open(env, Some(&args.source))?;
+    let files = open(env, engine.model.as_deref())?;
     let report = write(&files, &config, args)?;
     match args.format {
         Format::Json => output::json(&to_json(&files, args, &report))?,

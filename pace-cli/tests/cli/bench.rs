@@ -181,6 +181,9 @@ fn every_kind_of_cache_is_measured() {
     let kinds = ["dynamic", "dynamic", "static", "static", "bmc", "bmc"];
     assert_eq!(each(&tests, "kv_cache"), kinds);
     assert!(tests.iter().all(|test| number(test, "avg_ts") > 0.0));
+    // Before the first test runs, not in the middle.
+    let splits = ["bench", "-m", "random:small", "-p", "128,8", "-n", "0", "--bmc-splits", "100"];
+    pace(&splits).assert_refused(2, &["pp8", "from 1 to 9"]);
 }
 
 #[test]

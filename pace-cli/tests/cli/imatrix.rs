@@ -77,6 +77,7 @@ fn a_file_that_would_not_be_used_is_refused() {
     run(&[]).assert_refused(2, &["--quant"]);
     run(&["--quant", "int4", "--quant-rounding", "nearest"]).assert_refused(2, &["--imatrix", "nearest"]);
     run(&["--quant", "int8"]).assert_refused(2, &["--imatrix", "int4"]);
+    assert_eq!(run(&["--quant-lm-head", "int4"]).code, Some(0));
     assert_eq!(run(&["--quant", "int8", "--quant-lm-head", "int4"]).code, Some(0));
     std::fs::write(&file, "no matrix at all").unwrap();
     run(&["--quant", "int4"]).assert_refused(3, &["a.imatrix", "header length"]);

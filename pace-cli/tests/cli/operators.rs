@@ -245,6 +245,18 @@ fn the_plan_decides(file: &std::path::Path, call: &dyn Fn(&[&str]) -> super::com
 }
 
 #[test]
+fn a_plan_is_for_the_integers_of_the_model_that_is_named() {
+    let (cache, model) = (tempfile::tempdir().unwrap(), fixture("gguf-quant").join("model.gguf"));
+    let call = |name: &[&str]| {
+        let args = [&["plan", "-t", "1", "--format", "json"], name].concat();
+        json(&Call::new(&args).env("PACE_CACHE", arg(cache.path())).run())
+    };
+    let first = call(&[arg(&model)]);
+    assert!(first["measured_shapes"].as_u64().unwrap() > 0, "{first}");
+    assert_eq!(call(&["-m", arg(&model)])["measured_shapes"], 0);
+}
+
+#[test]
 fn a_plan_without_a_place_is_refused_before_it_is_measured() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");

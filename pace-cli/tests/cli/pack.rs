@@ -73,11 +73,29 @@ fn a_packed_model_is_a_model_for_every_command() {
 #[test]
 fn a_gguf_file_keeps_its_integers_and_its_tokenizer() {
     let source = fixture("gguf-quant").join("model.gguf");
-    let (_dir, target, _) = packed(arg(&source), &["--dtype", "auto"]);
+    let (_dir, target, report) = packed(arg(&source), &["--dtype", "auto"]);
+    let info = json(&pace(&["info", arg(&source), "--format", "json"]));
+    assert_eq!(report["formats"], info["packed"], "integers stay what they are");
     assert!(names(&target).contains(&"metadata.gguf.bin".to_owned()), "{:?}", names(&target));
     assert_eq!(generated(arg(&target), &[]), generated(arg(&source), &[]));
     let show = json(&pace(&["show", arg(&target), "--format", "json"]));
     assert_eq!(show["files"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_source_that_has_changed_is_told() {
+    let (source, dir) = (copy("gqa-tied"), tempfile::tempdir().unwrap());
+    let target = dir.path().join("packed");
+    std::fs::create_dir(dir.path().join(".packed.partial-1-0")).unwrap();
+    let out = pace(&["pack", arg(source.path()), arg(&target)]);
+    assert!(out.code == Some(0) && out.stderr.contains(".packed.partial-1-0: another run"), "{}", out.stderr);
+    let told = || pace(&["info", arg(&target)]).stderr.contains("model.safetensors has changed since");
+    assert!(!told());
+    let file = std::fs::File::options().append(true).open(source.path().join("model.safetensors")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert!(told());
+    drop(source);
+    assert!(!told(), "a pack does without its source");
 }
 
 #[test]

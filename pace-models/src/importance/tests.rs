@@ -201,7 +201,7 @@ fn a_packed_model_says_whose_inputs_it_was_rounded_for_and_is_not_rounded_again(
     };
     let (source, arch, kernels) = (RandomSource::new(&spec, 1), Architecture::Llama, Kernels::detect());
     let packed = PackedModel::new(&source, arch, &spec, options(), kernels, Par::seq(), &|_| {}).unwrap();
-    let origin = Origin { name: "m".to_owned(), files: Vec::new() };
+    let origin = Origin { name: "m".to_owned(), path: None, files: Vec::new() };
     packed.write(dir.path(), origin, OriginKind::Random, "scalar", &mut |_| Ok(())).unwrap();
     let packed = PackedSource::open(dir.path()).unwrap();
     assert_eq!(packed.manifest().importance.as_deref(), Some("a \"model\"\n"));

@@ -77,6 +77,7 @@ impl ModelFiles {
         written: &mut dyn FnMut(u64, u64) -> io::Result<()>,
     ) -> Result<PackReport, RuntimeError> {
         target.check()?;
+        Partial::report_others(target.dir);
         // A directory that cannot be made is better known now than after some minutes.
         drop(Partial::create(target.dir)?);
         let formats = self.packed_formats(&config.load);
@@ -133,7 +134,12 @@ impl ModelFiles {
             let name = path.file_name()?.to_string_lossy().into_owned();
             Some(OriginFile { name, bytes: meta.size(), modified: meta.mtime() })
         };
-        Origin { name: self.name.clone(), files: paths.into_iter().filter_map(file).collect() }
+        let path = match &self.origin {
+            ModelRef::Directory(path) | ModelRef::Gguf(path) => std::path::absolute(path).ok(),
+            ModelRef::Random(_) => None,
+        };
+        let path = path.and_then(|path| path.into_os_string().into_string().ok());
+        Origin { name: self.name.clone(), path, files: paths.into_iter().filter_map(file).collect() }
     }
 
     /// Writes what describes the model into `dir`, where its weights are.
@@ -162,6 +168,13 @@ impl ModelFiles {
     pub(super) fn open_packed(model: &ModelRef, dir: &Path) -> Result<Self, RuntimeError> {
         let source = PackedSource::open(dir)?;
         let (manifest, path) = (source.manifest().clone(), dir.join(MANIFEST));
+        if let Some(changed) = changed_since(&manifest.origin) {
+            tracing::warn!(
+                "{}: {} has changed since it was packed; pack it again, with --force, for what is there now",
+                dir.display(),
+                clip(&changed.to_string_lossy())
+            );
+        }
         let opened = match manifest.kind {
             OriginKind::Hf => Self::open_checkpoint(model, dir, |_| Ok(Box::new(source)))?,
             OriginKind::Gguf => {
@@ -197,6 +210,17 @@ impl ModelRef {
             Self::Random(_) => OriginKind::Random,
         }
     }
+}
+
+/// A file of `origin` that is there, with another size or time than when it was packed.
+fn changed_since(origin: &Origin) -> Option<PathBuf> {
+    let path = Path::new(origin.path.as_ref()?);
+    let dir = if path.is_file() { path.parent()? } else { path };
+    origin.files.iter().find_map(|file| {
+        let path = dir.join(Path::new(&file.name).file_name()?);
+        let meta = fs::metadata(&path).ok()?;
+        ((meta.size(), meta.mtime()) != (file.bytes, file.modified)).then_some(path)
+    })
 }
 
 /// The tokenizer of a directory, if it has one.
@@ -243,9 +267,29 @@ impl Partial {
             return Err(RuntimeError::PackTarget { path: place.to_path_buf(), what });
         }
         let name = place.file_name().unwrap_or_default().to_string_lossy();
-        let dir = parent.join(format!(".{name}.partial-{}", std::process::id()));
-        fs::create_dir(&dir).map_err(|e| ModelError::write(&dir, e))?;
-        Ok(Self { dir })
+        // Of another container, a process may have this one's number.
+        for attempt in 0.. {
+            let dir = parent.join(format!(".{name}.partial-{}-{attempt}", std::process::id()));
+            match fs::create_dir(&dir) {
+                Ok(()) => return Ok(Self { dir }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(ModelError::write(&dir, error).into()),
+            }
+        }
+        unreachable!("one of all numbers is free")
+    }
+
+    /// Tells of directories of this name that other runs left, which were killed, or are still writing.
+    fn report_others(place: &Path) {
+        let prefix = format!(".{}.partial-", place.file_name().unwrap_or_default().to_string_lossy());
+        for entry in fs::read_dir(parent(place)).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                tracing::warn!(
+                    "{}: another run is writing it, or was killed while it did; in that case, remove it",
+                    entry.path().display()
+                );
+            }
+        }
     }
 
     /// Gives the directory its name, once its content is on the disk.

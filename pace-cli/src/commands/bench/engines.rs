@@ -47,6 +47,9 @@ impl Setup {
             workloads.iter().try_for_each(|workload| workload.check(files.spec().max_positions))?;
             let config = config(env, engine, workloads, profile)?;
             config.choose(&files)?;
+            for workload in workloads {
+                config.kv_cache.check(workload.room()).map_err(|e| Usage(format!("{workload}: {e}")))?;
+            }
             for &instances in &args.instances {
                 let (files, config) = (Arc::clone(&files), config.clone());
                 all.push(Self::new(files, config, instances as usize)?);

@@ -51,6 +51,9 @@ pub struct Manifest {
 pub struct Origin {
     /// What the user called it.
     pub name: String,
+    /// The file or the directory; none of a model that is made, or of a name that is no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// Its files of weights, as they were.
     pub files: Vec<OriginFile>,
 }

@@ -33,7 +33,7 @@ fn pack(spec: &DecoderSpec, options: LoadOptions, dir: &Path) -> PackedModel {
     let source = RandomSource::new(spec, 7);
     let (kernels, par) = (Kernels::detect(), Par::seq());
     let packed = PackedModel::new(&source, ARCH, spec, options, kernels, par, &|_| {}).unwrap();
-    let origin = Origin { name: "random:tiny".to_owned(), files: Vec::new() };
+    let origin = Origin { name: "random:tiny".to_owned(), path: None, files: Vec::new() };
     let mut written = 0;
     let mut step = |bytes| {
         written += bytes;
@@ -173,7 +173,7 @@ fn numbers_that_were_not_checked_need_the_flag_again() {
 fn an_error_of_the_disk_ends_the_writing() {
     let (dir, spec) = (tempfile::tempdir().unwrap(), spec());
     let packed = pack(&spec, options(WeightFormat::Bf16), dir.path());
-    let origin = || Origin { name: "x".to_owned(), files: Vec::new() };
+    let origin = || Origin { name: "x".to_owned(), path: None, files: Vec::new() };
     let mut full = |_| Err(io::ErrorKind::StorageFull.into());
     let other = tempfile::tempdir().unwrap();
     let error = packed.write(other.path(), origin(), OriginKind::Hf, "scalar", &mut full).unwrap_err();
@@ -299,7 +299,7 @@ fn the_weights_of_another_model_are_refused() {
         Par::seq(),
         &|_| {},
     );
-    let origin = Origin { name: "other".to_owned(), files: Vec::new() };
+    let origin = Origin { name: "other".to_owned(), path: None, files: Vec::new() };
     packed.unwrap().write(other.path(), origin, OriginKind::Random, "scalar", &mut |_| Ok(())).unwrap();
     let weights = fs::read(other.path().join(WEIGHTS)).unwrap();
     assert_eq!(weights.len(), sample.weights.len());
