@@ -54,7 +54,7 @@ pub use crate::gemm::{ActQuant, Epilogue, GemmCx};
 pub use crate::isa::{Isa, IsaError};
 pub use crate::jit::{Jit, JitCapacity, JitEntry, JitError, UnknownKey};
 pub use crate::norm::RowNorm;
-pub use crate::par::{Par, Pool, PoolError, PoolOptions};
+pub use crate::par::{Par, Pool, PoolError, PoolOptions, default_float_mode};
 pub use crate::probe::Unit;
 pub use crate::scratch::{Scratch, ScratchBuf};
 pub use crate::table::Kernels;

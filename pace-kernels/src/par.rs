@@ -4,6 +4,7 @@
 //! allocates. Work is handed out by atomic counters, so a slow core gets less of it.
 
 mod barrier;
+mod float_mode;
 mod pool;
 mod sync;
 mod tiles;
@@ -11,6 +12,7 @@ mod tiles;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+pub use self::float_mode::default_float_mode;
 pub use self::pool::{Pool, PoolError, PoolOptions};
 use self::tiles::{Grid, Slots};
 use crate::{ActMut, Element, MatMut};

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::Par;
 use super::barrier::Barrier;
+use super::float_mode::default_float_mode;
 
 /// A fixed set of threads that run regions together with the thread that calls.
 ///
@@ -247,6 +248,7 @@ impl Shared {
     /// A worker's life.
     fn work(&self, member: usize, cpu: Option<usize>) {
         IN_REGION.set(true);
+        default_float_mode();
         if cpu.is_some_and(pin_current_thread) {
             self.pinned.fetch_add(1, Ordering::Relaxed);
         }

@@ -51,6 +51,7 @@ pub(super) fn run(
     messages: &Receiver<Message>,
     stopping: &AtomicBool,
 ) {
+    pace_kernels::default_float_mode();
     let Loaded { info, model, pools, bound } = match load(weights, config) {
         Ok(loaded) => loaded,
         Err(error) => {
