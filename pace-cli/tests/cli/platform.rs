@@ -1,5 +1,8 @@
 //! Threads and CPUs: flags, OpenMP's variables, and what is refused.
 
+#[cfg(target_os = "linux")]
+use std::process::Command;
+
 use serde_json::Value;
 
 use super::common::{Call, pace};
@@ -58,6 +61,11 @@ fn doctor(call: Call) -> Value {
     report
 }
 
+/// A check of a report.
+fn check<'r>(report: &'r Value, id: &str) -> &'r Value {
+    report["checks"].as_array().unwrap().iter().find(|check| check["id"] == id).unwrap()
+}
+
 #[test]
 fn the_doctor_reports_checks_settings_and_machine() {
     let model = ["doctor", "-m", "random:tiny", "--format", "json"];
@@ -73,7 +81,9 @@ fn the_doctor_reports_checks_settings_and_machine() {
         assert_eq!(status == "ok", advice.is_empty(), "{check}");
     }
     let ids: Vec<_> = checks.iter().map(|check| check["id"].as_str().unwrap()).collect();
-    for id in ["isa", "threads", "pinning", "cpu_quota", "numa", "memory", "huge_pages", "allocator"] {
+    for id in
+        ["isa", "threads", "pinning", "cpu_quota", "numa", "memory", "huge_pages", "allocator", "frequency"]
+    {
         assert!(ids.contains(&id), "{id}: {ids:?}");
     }
     let setting = |name: &str| {
@@ -105,11 +115,23 @@ fn a_strict_doctor_fails_where_anything_costs_speed() {
     let outcome = pace(&args);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     let report: Value = serde_json::from_slice(&outcome.stdout).unwrap();
-    let threads = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "threads").unwrap();
-    assert_eq!(threads["status"], "warn");
+    assert_eq!(check(&report, "threads")["status"], "warn");
     // Without --strict it is a finding, no failure; and people get the same.
     let text = pace(&["doctor", "--threads", "64"]);
     assert!(text.text().contains("WARN threads"), "{}", text.text());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_doctor_s_memory_ends_where_setrlimit_says() {
+    // In KiB: 135 million weights take 269 MB, and the program itself some more.
+    let script = "ulimit -v 300000; exec \"$0\" doctor -m random:smollm2-135m -t 1 --format json";
+    let run = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_pace-cli")]).output().unwrap();
+    assert_eq!(run.status.code(), Some(1), "{}", String::from_utf8_lossy(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let memory = check(&report, "memory");
+    assert_eq!(memory["status"], "fail", "{memory}");
+    assert!(memory["value"].as_str().unwrap().ends_with("(ulimit -v)"), "{memory}");
 }
 
 #[test]
