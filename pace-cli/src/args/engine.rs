@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use pace_kernels::{DType, KvDType};
 use pace_ops::{ConfigError, OperatorConfig};
@@ -31,7 +31,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_enum)]
     pub(crate) kv_dtype: Option<KvChoice>,
     /// Prompt tokens that one forward computes at most, over all sequences [default: 512]. Results do not depend on it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = tokens, allow_negative_numbers = true)]
     pub(crate) prefill_chunk: Option<NonZeroUsize>,
     /// Memory of all KV caches, such as 4GiB or 500MB [default: what is available once the model is loaded].
     #[arg(long, value_name = "BYTES", value_parser = byte_size)]
@@ -145,6 +145,11 @@ impl OperatorArgs {
         }
         Ok(operators)
     }
+}
+
+/// A number of tokens where none would be no work at all.
+pub(super) fn tokens(text: &str) -> Result<NonZeroUsize> {
+    text.parse().context("a whole number of tokens is needed, at least 1")
 }
 
 /// A number of bytes with or without a unit: B, K, KB, M, MB, G, GB, T, TB in powers of 1000, KiB to TiB of 1024.
