@@ -34,6 +34,7 @@ const LINKED: Option<&str> = if cfg!(feature = "mimalloc") {
 };
 
 pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
+    args.engine.platform.expect_one_instance()?;
     let config = args.engine.config(env)?;
     let budget = ThreadBudget::for_request(&args.engine.platform.cores(env))
         .map_err(pace_runtime::RuntimeError::from)?;

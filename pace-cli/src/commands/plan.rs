@@ -40,6 +40,7 @@ struct Report {
 pub(crate) fn run(env: &Env, args: &PlanArgs) -> Result<()> {
     let dir = plan_dir(env)
         .ok_or_else(|| Usage("no place to keep a plan: set PACE_CACHE to a folder, or HOME".to_owned()))?;
+    args.engine.platform.expect_one_instance()?;
     let mut config = args.engine.config(env)?;
     let files = open(env, args.name.as_deref().or(args.engine.model.as_deref()))?;
     let known = config.load.plan.take().map(Arc::unwrap_or_clone).unwrap_or_default();
