@@ -29,7 +29,7 @@ pub(crate) use self::pack::{PackArgs, PackFloatsArgs, QuantizeArgs};
 pub(crate) use self::platform::{
     Allocator, DoctorArgs, EnvArgs, HugePageChoice, LaunchArgs, NumaChoice, PlatformArgs,
 };
-pub(crate) use self::quant::{Quant, QuantArgs};
+pub(crate) use self::quant::{ActQuantChoice, Quant, QuantArgs, RoundingChoice};
 pub(crate) use self::sampling::SamplingArgs;
 pub(crate) use self::throughput::ThroughputArgs;
 pub(crate) use self::tokens::{DetokenizeArgs, TokenizeArgs};

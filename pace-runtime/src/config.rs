@@ -23,6 +23,8 @@ pub struct Env {
     /// The HF hub's own cache of repositories: `HF_HUB_CACHE`, else `$HF_HOME/hub`, else `huggingface/hub` below
     /// `$XDG_CACHE_HOME` or `$HOME/.cache`.
     pub hf_cache: Option<PathBuf>,
+    /// The HF libraries' folder: `HF_HOME`, else `huggingface` below `$XDG_CACHE_HOME` or `$HOME/.cache`.
+    pub hf_home: Option<PathBuf>,
     /// `HF_ENDPOINT`: another address of the HF hub.
     pub hf_endpoint: Option<String>,
     /// `HF_TOKEN`: an access token, sent to the hub. It comes before the one in [`hf_token_path`](Self::hf_token_path).
@@ -141,13 +143,16 @@ impl Env {
             .or_else(|| path("XDG_CACHE_HOME").map(|p| p.join("huggingface")))
             .or_else(|| path("HOME").map(|p| p.join(".cache/huggingface")));
         let in_hf_home = |name: &str| hf_home.as_ref().map(|home| home.join(name));
+        let hf_cache = path("HF_HUB_CACHE").or_else(|| in_hf_home("hub"));
+        let hf_token_path = path("HF_TOKEN_PATH").or_else(|| in_hf_home("token"));
         Ok(Self {
             log_level: text("PACE_LOG_LEVEL").map(|v| LogLevel::parse(&v)).transpose()?.unwrap_or_default(),
             cache_dir,
-            hf_cache: path("HF_HUB_CACHE").or_else(|| in_hf_home("hub")),
+            hf_cache,
+            hf_home,
             hf_endpoint: text("HF_ENDPOINT"),
             hf_token: text("HF_TOKEN").map(Secret::new),
-            hf_token_path: path("HF_TOKEN_PATH").or_else(|| in_hf_home("token")),
+            hf_token_path,
             hf_offline: switch("HF_HUB_OFFLINE", text("HF_HUB_OFFLINE"))?,
             no_color: get("NO_COLOR").is_some(),
             operators: text("PACE_OP_CONFIG")

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use pace_kernels::{DType, KvDType};
 use pace_ops::{ConfigError, OperatorConfig};
@@ -31,7 +31,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_enum)]
     pub(crate) kv_dtype: Option<KvChoice>,
     /// Prompt tokens that one forward computes at most, over all sequences [default: 512]. Results do not depend on it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = tokens, allow_negative_numbers = true)]
     pub(crate) prefill_chunk: Option<NonZeroUsize>,
     /// Memory of all KV caches, such as 4GiB or 500MB [default: what is available once the model is loaded].
     #[arg(long, value_name = "BYTES", value_parser = byte_size)]
@@ -97,6 +97,14 @@ impl From<KvChoice> for KvDType {
 impl EngineArgs {
     /// What the flags mean on this machine.
     pub(crate) fn config(&self, env: &Env) -> Result<EngineConfig> {
+        let config = self.config_to_divide(env)?;
+        let threads = config.cpus.len();
+        self.platform.warn_of_more_than(threads, &format!("there are {threads} threads in all"));
+        Ok(config)
+    }
+
+    /// The same for engines that are going to divide the CPUs, so that how many threads each has is not known yet.
+    pub(crate) fn config_to_divide(&self, env: &Env) -> Result<EngineConfig> {
         let dtype = match self.dtype {
             WeightChoice::F32 => DType::F32,
             WeightChoice::Auto | WeightChoice::Bf16 => DType::Bf16,
@@ -104,11 +112,6 @@ impl EngineArgs {
         let mut config = EngineConfig::on_cores(dtype, &self.platform.cores(env))?;
         config.prefill_threads = self.platform.prefill_threads.map(usize::from);
         config.decode_threads = self.platform.decode_threads.map(usize::from).or(config.decode_threads);
-        for (flag, asked) in [("prefill", config.prefill_threads), ("decode", config.decode_threads)] {
-            if let Some(asked) = asked.filter(|&asked| asked > config.cpus.len()) {
-                tracing::warn!("--{flag}-threads {asked}: there are {} threads in all", config.cpus.len());
-            }
-        }
         config.numa_memory = self.platform.numa_memory.into();
         config.load.placement.hugepages = self.platform.hugepages.into();
         // The default model is so small that its 4 bits gain little, and an answer shows what they lose.
@@ -145,6 +148,11 @@ impl OperatorArgs {
         }
         Ok(operators)
     }
+}
+
+/// A number of tokens where none would be no work at all.
+pub(super) fn tokens(text: &str) -> Result<NonZeroUsize> {
+    text.parse().context("a whole number of tokens is needed, at least 1")
 }
 
 /// A number of bytes with or without a unit: B, K, KB, M, MB, G, GB, T, TB in powers of 1000, KiB to TiB of 1024.

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use pace_runtime::config::{Env, MAX_BMC_SPLITS};
 use pace_runtime::kv_cache::{BmcGrow, BmcGrowth, KvCacheKind, KvConfig};
 
+use super::engine::tokens;
 use super::{EngineArgs, Format};
 use crate::exit::Usage;
 
@@ -61,11 +62,11 @@ pub(crate) enum GrowChoice {
   pace-cli kv-plan -m random:llama-1b --batch 8 --length 2048
   pace-cli kv-plan --bmc-grow copy --format json")]
 pub(crate) struct KvPlanArgs {
-    /// Sequences at a time.
-    #[arg(long, value_name = "N", default_value = "1")]
-    pub(crate) batch: NonZeroUsize,
+    /// Sequences at a time, 4096 at most.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) batch: u16,
     /// Prompt and answer together, in tokens [default: the model's context].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = tokens, allow_negative_numbers = true)]
     pub(crate) length: Option<NonZeroUsize>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

@@ -17,7 +17,8 @@ use crate::exit::Usage;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Platform")]
 pub(crate) struct PlatformArgs {
-    /// Threads [default: $OMP_NUM_THREADS, else one a core, within --cores, affinity mask and CPU quota].
+    /// Threads [default: $OMP_NUM_THREADS, else one a core, within --cores, affinity mask and CPU quota]. Not with several
+    /// lists of --cores: each instance has one on each of its CPUs then.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) threads: Option<u16>,
     /// Threads while prompts are read, of all those there are [default: all].
@@ -136,14 +137,27 @@ impl PlatformArgs {
         }
     }
 
+    /// The CPUs of each instance, if they are given for several.
+    pub(crate) fn lists(&self) -> Option<&[Vec<usize>]> {
+        self.cores.as_ref().map(|lists| &*lists.0).filter(|lists| lists.len() > 1)
+    }
+
     /// An error if CPUs are given for several instances.
     pub(crate) fn expect_one_instance(&self) -> Result<()> {
-        match &self.cores {
-            Some(lists) if lists.0.len() > 1 => {
-                let what = "--cores: one list of CPUs is needed here; several are for `throughput` and its instances";
-                Err(Usage(what.to_owned()).into())
+        if self.lists().is_some() {
+            let what =
+                "--cores: one list of CPUs is needed here; several are for `throughput` and its instances";
+            return Err(Usage(what.to_owned()).into());
+        }
+        Ok(())
+    }
+
+    /// Warns of flags that ask for a part of more threads than `threads`, with `why` that cannot be had.
+    pub(crate) fn warn_of_more_than(&self, threads: usize, why: &str) {
+        for (flag, asked) in [("prefill", self.prefill_threads), ("decode", self.decode_threads)] {
+            if let Some(asked) = asked.filter(|&asked| usize::from(asked) > threads) {
+                tracing::warn!("--{flag}-threads {asked}: {why}");
             }
-            _ => Ok(()),
         }
     }
 }

@@ -3,16 +3,22 @@
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
+use pace_kernels::WeightFormat;
+use pace_models::LoadOptions;
 use pace_ops::{Backend, OperatorConfig};
 use pace_runtime::EngineConfig;
 use pace_runtime::config::{self, Env};
 use pace_runtime::doctor::{Report, Status, examine};
+use pace_runtime::kv_cache::BmcGrowth;
 use pace_runtime::platform::ThreadBudget;
 use pace_runtime::platform::cores::Source;
 use pace_runtime::platform::topology::format_cpu_list;
 use serde_json::{Value, json};
 
-use crate::args::{DoctorArgs, EngineArgs, Format, HugePageChoice, NumaChoice, WeightChoice};
+use crate::args::{
+    ActQuantChoice, DoctorArgs, EngineArgs, Format, HugePageChoice, NumaChoice, QuantArgs, RoundingChoice,
+    WeightChoice,
+};
 use crate::output::{self, bytes, table};
 use crate::session::open;
 
@@ -34,6 +40,7 @@ const LINKED: Option<&str> = if cfg!(feature = "mimalloc") {
 };
 
 pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
+    args.engine.platform.expect_one_instance()?;
     let config = args.engine.config(env)?;
     let budget = ThreadBudget::for_request(&args.engine.platform.cores(env))
         .map_err(pace_runtime::RuntimeError::from)?;
@@ -41,12 +48,13 @@ pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
     let files = args.engine.model.as_deref().map(|model| open(env, Some(model))).transpose()?;
     let weight_bytes = files.map(|files| files.packed_formats(&config.load).bytes(files.spec()) as u64);
     let mut report = examine(&config, &budget, weight_bytes)?;
+    let room = report.machine.memory_available_bytes.map(|n| n.saturating_sub(weight_bytes.unwrap_or(0)));
     if let Some(allocator) = LINKED {
         report.machine.allocator = allocator;
         let check = report.checks.iter_mut().find(|check| check.id == "allocator");
         check.into_iter().for_each(|check| check.value = format!("{allocator} (linked in)"));
     }
-    let settings = settings(env, &args.engine, &config, &budget);
+    let settings = settings(env, &args.engine, &config, &budget, room);
     match args.format {
         Format::Json => output::json(&to_json(&report, &settings)?)?,
         Format::Text => output::stream(&to_text(&report, &settings))?,
@@ -59,12 +67,19 @@ pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
     Ok(())
 }
 
-/// Every setting that has a say in speed, with what decided it.
-fn settings(env: &Env, args: &EngineArgs, config: &EngineConfig, budget: &ThreadBudget) -> Vec<Setting> {
+/// Every setting that has a say in speed, with what decided it. `room`: bytes that a model leaves to KV caches.
+fn settings(
+    env: &Env,
+    args: &EngineArgs,
+    config: &EngineConfig,
+    budget: &ThreadBudget,
+    room: Option<u64>,
+) -> Vec<Setting> {
     [
         thread_settings(args, config, budget),
         memory_settings(args, config),
-        kv_settings(args, config),
+        quant_settings(&args.quant, &config.load),
+        kv_settings(args, config, room),
         operator_settings(env, args, config),
         other_settings(env),
     ]
@@ -95,24 +110,53 @@ fn memory_settings(args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
     vec![
         setting("numa_memory", config.numa_memory.name(), numa),
         setting("hugepages", format!("{:?}", config.load.placement.hugepages).to_lowercase(), pages),
+        setting("mmap", config.load.mmap, given(args.mmap, "--mmap")),
     ]
 }
 
-fn kv_settings(args: &EngineArgs, config: &EngineConfig) -> Vec<Setting> {
+fn quant_settings(args: &QuantArgs, load: &LoadOptions) -> Vec<Setting> {
+    let stored = |format: WeightFormat| match load.own_formats {
+        true => format!("as the files have integers, else {format}"),
+        false => format.to_string(),
+    };
+    let head = load.lm_head.map_or_else(|| stored(load.weights), |format| format.to_string());
+    let rounding = given(args.quant_rounding != RoundingChoice::default(), "--quant-rounding");
+    let act_quant = given(args.act_quant != ActQuantChoice::default(), "--act-quant");
+    let imatrix = args.imatrix.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+    vec![
+        setting("quant", stored(load.weights), given(args.quant.is_some(), "--quant")),
+        setting("quant_lm_head", head, given(args.quant_lm_head.is_some(), "--quant-lm-head")),
+        setting("quant_rounding", if load.search_scales { "search" } else { "nearest" }, rounding),
+        setting("act_quant", format!("{:?}", load.act_quant).to_lowercase(), act_quant),
+        setting("imatrix", imatrix, given(args.imatrix.is_some(), "--imatrix")),
+    ]
+}
+
+fn kv_settings(args: &EngineArgs, config: &EngineConfig, room: Option<u64>) -> Vec<Setting> {
     let (kv, bmc) = (&args.kv, &config.kv_cache.bmc);
     let splits = match kv.bmc_splits {
         Some(_) => "--bmc-splits",
         None => given(bmc.splits.is_some(), "PACE_BMC_NUM_SPLITS"),
     };
-    let memory =
-        config.batching.kv_memory.map_or_else(|| "what is available".to_owned(), |n| bytes(n as usize));
-    let growth = bmc.growth.map_or("auto", |growth| growth.name());
+    let memory = match (config.batching.kv_memory, room) {
+        (Some(given), _) => bytes(given as usize),
+        (None, Some(room)) => {
+            format!("about {} (what is available once a model is loaded)", bytes(room as usize))
+        }
+        (None, None) => "unknown (what is available once a model is loaded)".to_owned(),
+    };
+    let (growth, growth_source) = match (bmc.growth, bmc.splits) {
+        (Some(growth), _) => (growth.name(), "--bmc-growth"),
+        // A number of parts without more is one of doublings.
+        (None, Some(_)) => (BmcGrowth::default().name(), splits),
+        (None, None) => ("auto", "default"),
+    };
     let given_memory = given(args.kv_memory.is_some(), "--kv-memory");
     let given_chunk = given(args.prefill_chunk.is_some(), "--prefill-chunk");
     vec![
         setting("kv_cache", config.kv_cache.kind.name(), given(kv.kv_cache.is_some(), "--kv-cache")),
         setting("bmc_splits", auto(bmc.splits), splits),
-        setting("bmc_growth", growth, given(kv.bmc_growth.is_some(), "--bmc-growth")),
+        setting("bmc_growth", growth, growth_source),
         setting("bmc_grow", bmc.grow.name(), given(kv.bmc_grow.is_some(), "--bmc-grow")),
         setting("kv_memory", memory, given_memory),
         setting("prefill_chunk", config.batching.prefill_chunk, given_chunk),
@@ -143,10 +187,23 @@ fn other_settings(env: &Env) -> Vec<Setting> {
     for (variable, value) in config::values() {
         if !ELSEWHERE.contains(&variable.name) {
             let source = given(value.is_some(), variable.name);
+            let value = value.or_else(|| folder(env, variable.name));
             all.push(setting(variable.name, value.unwrap_or_else(|| variable.default.to_owned()), source));
         }
     }
     all
+}
+
+/// The file or folder that a variable stands for, where there is one whether the variable is set or not.
+fn folder(env: &Env, variable: &str) -> Option<String> {
+    let path = match variable {
+        "PACE_CACHE" => &env.cache_dir,
+        "HF_HOME" => &env.hf_home,
+        "HF_HUB_CACHE" => &env.hf_cache,
+        "HF_TOKEN_PATH" => &env.hf_token_path,
+        _ => &None,
+    };
+    path.as_ref().map(|path| path.display().to_string())
 }
 
 /// Variables whose effect is shown under another name.

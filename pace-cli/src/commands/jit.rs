@@ -17,11 +17,11 @@ use crate::session::{Session, open};
 const PROMPT: u32 = 40;
 
 pub(crate) fn run(env: &Env, args: &JitArgs) -> Result<()> {
-    match &args.command {
-        JitCommand::Dump(args) => match &args.key {
-            Some(key) => disassemble(env, args, key),
-            None => list(env, args),
-        },
+    let JitCommand::Dump(args) = &args.command;
+    args.engine.platform.expect_one_instance()?;
+    match &args.key {
+        Some(key) => disassemble(env, args, key),
+        None => list(env, args),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use pace_runtime::config::Env;
-use pace_runtime::kv_cache::{BmcConfig, BmcGrow, KvCandidate, KvConfig, KvCostModel, KvShape, KvWorkload};
+use pace_runtime::kv_cache::{
+    BmcConfig, BmcGrow, KvCacheKind, KvCandidate, KvConfig, KvCostModel, KvShape, KvWorkload,
+};
 use serde_json::{Value, json};
 
 use crate::args::{Format, KvPlanArgs};
@@ -21,7 +23,13 @@ struct Report {
 }
 
 pub(crate) fn run(env: &Env, args: &KvPlanArgs) -> Result<()> {
+    args.engine.platform.expect_one_instance()?;
     let config = args.engine.config(env)?;
+    let kind = config.kv_cache.kind;
+    if kind != KvCacheKind::Bmc {
+        let what = format!("--kv-cache {}: only bmc grows in parts that can be planned", kind.name());
+        return Err(Usage(what).into());
+    }
     let files = open(env, args.engine.model.as_deref())?;
     let context = files.spec().max_positions;
     let length = args.length.map_or(context, usize::from);
@@ -29,8 +37,8 @@ pub(crate) fn run(env: &Env, args: &KvPlanArgs) -> Result<()> {
         return Err(Usage(format!("--length {length}: the model's context holds {context} tokens")).into());
     }
     let shape = KvShape::new(files.spec(), config.load.kv, length);
-    config.kv_cache.check(context).map_err(|e| Usage(e.to_string()))?;
-    let (batch, cost) = (args.batch.get(), KvCostModel::measure());
+    config.kv_cache.check(length).map_err(|e| Usage(e.to_string()))?;
+    let (batch, cost) = (usize::from(args.batch), KvCostModel::measure());
     let own = config.kv_cache.bmc.grow;
     let tables = [BmcGrow::Commit, BmcGrow::Copy]
         .into_iter()

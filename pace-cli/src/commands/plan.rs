@@ -42,6 +42,7 @@ pub(crate) fn run(env: &Env, args: &PlanArgs) -> Result<()> {
         .ok_or_else(|| Usage("no place to keep a plan: set PACE_CACHE to a folder, or HOME".to_owned()))?;
     let mut engine = args.engine.clone();
     engine.model = args.name.clone().or(engine.model);
+    engine.platform.expect_one_instance()?;
     let mut config = engine.config(env)?;
     let files = open(env, engine.model.as_deref())?;
     let known = config.load.plan.take().map(Arc::unwrap_or_clone).unwrap_or_default();

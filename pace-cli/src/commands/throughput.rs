@@ -12,12 +12,12 @@ use std::time::Instant;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use pace_runtime::config::Env;
-use pace_runtime::platform::topology::Topology;
+use pace_runtime::platform::topology::{Topology, format_cpu_list};
 use pace_runtime::{EngineConfig, Instances, ModelFiles, Part, Request, partition};
 
 use self::report::{Done, InstanceReport, Report};
 use super::answer::Options;
-use crate::args::ThroughputArgs;
+use crate::args::{PlatformArgs, ThroughputArgs};
 use crate::exit::Usage;
 use crate::session::{encode, load_progress, open, read_text};
 
@@ -26,7 +26,7 @@ const RANDOM: (usize, usize, usize) = (8, 64, 32);
 const DEFAULT_NEW_TOKENS: usize = 128;
 
 pub(crate) fn run(env: &Env, args: &ThroughputArgs) -> Result<()> {
-    let mut config = args.engine.config(env)?;
+    let mut config = args.engine.config_to_divide(env)?;
     if args.nodes.is_some() && config.within.is_empty() {
         // Memory that belongs to one node is of use to threads that stay there.
         config.within.clone_from(&config.cpus);
@@ -36,6 +36,7 @@ pub(crate) fn run(env: &Env, args: &ThroughputArgs) -> Result<()> {
         return worker::run(&files, config, args, orders);
     }
     let parts = parts(args, &config)?;
+    warn_of_few_cpus(&args.engine.platform, &parts);
     let prompts = prompts(&files, args)?;
     let bar = progress(prompts.len());
     let report = if args.processes {
@@ -86,7 +87,7 @@ fn threads(
 /// What each instance has of the machine.
 fn parts(args: &ThroughputArgs, config: &EngineConfig) -> Result<Vec<Part>> {
     let topology = Topology::detect();
-    let lists = args.engine.platform.cores.as_ref().map(|lists| &lists.0).filter(|lists| lists.len() > 1);
+    let lists = lists(&args.engine.platform)?;
     let asked = args.instances.map(usize::from);
     let mut parts = match (lists, asked) {
         (Some(lists), Some(n)) if n != lists.len() => {
@@ -117,6 +118,36 @@ fn parts(args: &ThroughputArgs, config: &EngineConfig) -> Result<Vec<Part>> {
         }
     }
     Ok(parts)
+}
+
+/// The CPUs of each instance, if they are named; then they say how many threads there are, too.
+fn lists(platform: &PlatformArgs) -> Result<Option<&[Vec<usize>]>> {
+    match (platform.lists(), platform.threads) {
+        (Some(_), Some(threads)) => {
+            let what = format!(
+                "--threads {threads}: with several lists of --cores, each instance has a thread on each of its CPUs; \
+                 leave --threads out, or CPUs"
+            );
+            Err(Usage(what).into())
+        }
+        (lists, _) => Ok(lists),
+    }
+}
+
+/// Warns of CPUs that several instances were given, and of more threads than any instance has.
+fn warn_of_few_cpus(platform: &PlatformArgs, parts: &[Part]) {
+    let shared = shared_cpus(parts);
+    if platform.lists().is_some() && !shared.is_empty() {
+        tracing::warn!("--cores: several instances wait for each other on CPUs {}", format_cpu_list(&shared));
+    }
+    let most = parts.iter().map(|part| part.cpus.len()).max().unwrap_or(0);
+    platform.warn_of_more_than(most, &format!("no instance has more threads than {most}"));
+}
+
+/// The CPUs that belong to more than one part.
+fn shared_cpus(parts: &[Part]) -> Vec<usize> {
+    let mut seen = BTreeSet::new();
+    parts.iter().flat_map(|part| &part.cpus).copied().filter(|&cpu| !seen.insert(cpu)).collect()
 }
 
 fn prompts(files: &ModelFiles, args: &ThroughputArgs) -> Result<Vec<Vec<u32>>> {

@@ -94,7 +94,25 @@ fn kv_plan_shows_what_it_chose_and_among_what() {
     // 64 elements of a byte and a scale of 4, for 128 bytes of bf16.
     let peaks = [&int8, &plan].map(|plan| plan["candidates"][0]["peak_bytes"].as_u64().unwrap());
     assert_eq!(peaks[0] * 128, peaks[1] * 68);
-    pace(&["kv-plan", "-m", "random:tiny", "--length", "513"]).assert_refused(2, &["--length", "512"]);
+}
+
+#[test]
+fn what_kv_plan_cannot_plan_is_refused() {
+    let refused = |args: &[&str], words: &[&str]| {
+        pace(&[&["kv-plan", "-m", "random:tiny"], args].concat()).assert_refused(2, words);
+    };
+    refused(&["--length", "513"], &["--length", "512"]);
+    refused(&["--length", "100", "--bmc-splits", "101"], &["--bmc-splits", "101", "100"]);
+    refused(&["--batch", "99999999999999"], &["--batch", "4096"]);
+    refused(&["--batch", "0"], &["--batch", "1..=4096"]);
+    for flag in ["--length", "--prefill-chunk"] {
+        for value in ["0", "-1", "many"] {
+            refused(&[flag, value], &[flag, value, "at least 1"]);
+        }
+    }
+    for kind in ["static", "dynamic"] {
+        refused(&["--kv-cache", kind], &["--kv-cache", kind, "bmc"]);
+    }
 }
 
 #[test]

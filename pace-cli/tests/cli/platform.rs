@@ -1,5 +1,8 @@
 //! Threads and CPUs: flags, OpenMP's variables, and what is refused.
 
+#[cfg(target_os = "linux")]
+use std::process::Command;
+
 use serde_json::Value;
 
 use super::common::{Call, pace};
@@ -58,6 +61,44 @@ fn doctor(call: Call) -> Value {
     report
 }
 
+/// A check of a report.
+fn check<'r>(report: &'r Value, id: &str) -> &'r Value {
+    report["checks"].as_array().unwrap().iter().find(|check| check["id"] == id).unwrap()
+}
+
+/// The value and the source of a setting of a report.
+fn setting(report: &Value, name: &str) -> (String, String) {
+    let settings = report["settings"].as_array().unwrap();
+    let found = settings.iter().find(|setting| setting["name"] == name);
+    let found = found.unwrap_or_else(|| panic!("no setting {name}"));
+    assert_eq!(keys(found), ["name", "value", "source"]);
+    (found["value"].as_str().unwrap().to_owned(), found["source"].as_str().unwrap().to_owned())
+}
+
+fn pair(value: &str, source: &str) -> (String, String) {
+    (value.to_owned(), source.to_owned())
+}
+
+#[test]
+fn the_doctor_says_how_weights_are_stored_and_what_is_left_for_caches() {
+    let report = doctor(Call::new(&["doctor", "-m", "random:tiny", "--format", "json"]));
+    assert_eq!(setting(&report, "quant"), pair("as the files have integers, else bf16", "default"));
+    assert_eq!(setting(&report, "quant_rounding"), pair("search", "default"));
+    assert_eq!(setting(&report, "imatrix"), pair("none", "default"));
+    assert_eq!(setting(&report, "bmc_growth"), pair("auto", "default"));
+    let (memory, source) = setting(&report, "kv_memory");
+    let number = memory.strip_prefix("about ").and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+    assert!(number > Some(0.0) && source == "default", "{memory}");
+    let flags = ["--quant", "int4:64", "--act-quant", "token", "--quant-rounding", "nearest", "--mmap"];
+    let report =
+        doctor(Call::new(&[&["doctor", "-m", "random:tiny", "--format", "json"][..], &flags].concat()));
+    assert_eq!(setting(&report, "quant"), pair("int4:64", "--quant"));
+    assert_eq!(setting(&report, "quant_lm_head"), pair("int8r", "default"));
+    assert_eq!(setting(&report, "quant_rounding"), pair("nearest", "--quant-rounding"));
+    assert_eq!(setting(&report, "act_quant"), pair("token", "--act-quant"));
+    assert_eq!(setting(&report, "mmap"), pair("true", "--mmap"));
+}
+
 #[test]
 fn the_doctor_reports_checks_settings_and_machine() {
     let model = ["doctor", "-m", "random:tiny", "--format", "json"];
@@ -73,27 +114,28 @@ fn the_doctor_reports_checks_settings_and_machine() {
         assert_eq!(status == "ok", advice.is_empty(), "{check}");
     }
     let ids: Vec<_> = checks.iter().map(|check| check["id"].as_str().unwrap()).collect();
-    for id in ["isa", "threads", "pinning", "cpu_quota", "numa", "memory", "huge_pages", "allocator"] {
+    for id in
+        ["isa", "threads", "pinning", "cpu_quota", "numa", "memory", "huge_pages", "allocator", "frequency"]
+    {
         assert!(ids.contains(&id), "{id}: {ids:?}");
     }
-    let setting = |name: &str| {
-        let settings = report["settings"].as_array().unwrap();
-        let found = settings.iter().find(|setting| setting["name"] == name).unwrap();
-        assert_eq!(keys(found), ["name", "value", "source"]);
-        (found["value"].as_str().unwrap().to_owned(), found["source"].as_str().unwrap().to_owned())
-    };
-    let pair = |value: &str, source: &str| (value.to_owned(), source.to_owned());
+    let setting = |name: &str| setting(&report, name);
     assert_eq!(setting("threads"), pair("1", "--threads"));
     assert_eq!(setting("imbps_chunks"), pair("4", "IMBPS_BLOCK_SIZE"));
     assert_eq!(setting("operators"), pair("mlp=native", "--op, --op-config"));
     assert_eq!(setting("numa_memory"), pair("bind", "default"));
     assert_eq!(setting("kv_cache"), pair("bmc", "--kv-cache"));
     assert_eq!(setting("bmc_splits"), pair("3", "PACE_BMC_NUM_SPLITS"));
+    assert_eq!(setting("bmc_growth"), pair("doubling", "PACE_BMC_NUM_SPLITS"));
     assert_eq!(setting("kv_memory").1, "--kv-memory");
     assert_eq!(setting("prefill_chunk"), pair("512", "default"));
     assert_eq!(setting("HF_TOKEN"), pair("(set)", "HF_TOKEN"));
     assert_eq!(setting("PACE_CACHE").1, "PACE_CACHE");
-    assert_eq!(setting("HF_TOKEN_PATH"), pair("$HF_HOME/token", "default"));
+    for (name, path) in [("HF_HOME", ""), ("HF_HUB_CACHE", "/hub"), ("HF_TOKEN_PATH", "/token")] {
+        let (value, source) = setting(name);
+        assert_eq!(source, "default");
+        assert!(value.starts_with('/') && value.ends_with(&format!("/.cache/huggingface{path}")), "{value}");
+    }
     let machine = &report["machine"];
     assert!(machine["cores"].as_u64().unwrap() > 0, "{machine}");
     assert!(machine["limits"]["bytes"].as_f64().unwrap() > 1e6, "{machine}");
@@ -105,11 +147,23 @@ fn a_strict_doctor_fails_where_anything_costs_speed() {
     let outcome = pace(&args);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     let report: Value = serde_json::from_slice(&outcome.stdout).unwrap();
-    let threads = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "threads").unwrap();
-    assert_eq!(threads["status"], "warn");
+    assert_eq!(check(&report, "threads")["status"], "warn");
     // Without --strict it is a finding, no failure; and people get the same.
     let text = pace(&["doctor", "--threads", "64"]);
     assert!(text.text().contains("WARN threads"), "{}", text.text());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_doctor_s_memory_ends_where_setrlimit_says() {
+    // In KiB: 135 million weights take 269 MB, and the program itself some more.
+    let script = "ulimit -v 300000; exec \"$0\" doctor -m random:smollm2-135m -t 1 --format json";
+    let run = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_pace-cli")]).output().unwrap();
+    assert_eq!(run.status.code(), Some(1), "{}", String::from_utf8_lossy(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let memory = check(&report, "memory");
+    assert_eq!(memory["status"], "fail", "{memory}");
+    assert!(memory["value"].as_str().unwrap().ends_with("(ulimit -v)"), "{memory}");
 }
 
 #[test]

@@ -158,6 +158,38 @@ fn what_cannot_be_answered_is_no_crash() {
 }
 
 #[test]
+fn what_instances_share_or_do_not_have_is_a_warning() {
+    let args = [
+        "throughput",
+        "-m",
+        "random:tiny",
+        "--random",
+        "-n",
+        "1",
+        "--cores",
+        &two(),
+        "--decode-threads",
+        "5",
+    ];
+    for more in [&[][..], &["--processes"]] {
+        let outcome = pace(&[&args[..], more].concat());
+        outcome.text();
+        let said = |what: &str| outcome.stderr.matches(what).count();
+        let shared = format!("wait for each other on CPUs {}\n", cpus()[0]);
+        assert_eq!(said(&shared), 1, "{}", outcome.stderr);
+        assert_eq!(
+            said("--decode-threads 5: no instance has more threads than 1\n"),
+            1,
+            "{}",
+            outcome.stderr
+        );
+        assert_eq!(said("threads in all"), 0, "{}", outcome.stderr);
+    }
+    let own = pace(&["throughput", "-m", "random:tiny", "--random", "-n", "1", "--instances", "1"]);
+    assert!(own.code == Some(0) && !own.stderr.contains("instance"), "{}", own.stderr);
+}
+
+#[test]
 fn what_cannot_be_divided_is_refused() {
     let refused = |args: &[&str], words: &[&str]| {
         pace(&[&["throughput", "-m", "random:small", "--random"], args].concat()).assert_refused(2, words);
@@ -165,9 +197,24 @@ fn what_cannot_be_divided_is_refused() {
     refused(&["--instances", "4000"], &["4000"]);
     refused(&["--instances", "1000"], &["--instances", "1000 cores"]);
     refused(&["--cores", &two(), "--instances", "3"], &["--cores", "2 lists", "3 instances"]);
+    refused(&["--cores", &two(), "--threads", "1"], &["--threads 1", "--cores", "each instance"]);
     refused(&["--instances", "1", "--nodes", "0;0"], &["--nodes", "2 nodes", "1 instances"]);
     refused(&["--instances", "1", "--nodes", "4000"], &["--nodes", "no node 4000"]);
     pace(&["throughput", "-m", "random:small"]).assert_refused(2, &["--random"]);
-    pace(&["generate", "-m", "random:small", "--prompt-tokens", "1", "--cores", &two()])
-        .assert_refused(2, &["--cores", "throughput"]);
+}
+
+#[test]
+fn several_lists_of_cpus_are_for_throughput_alone() {
+    let two = two();
+    for command in [
+        &["generate", "--prompt-tokens", "1"][..],
+        &["bench"],
+        &["doctor"],
+        &["kv-plan"],
+        &["plan"],
+        &["jit", "dump"],
+    ] {
+        let args = [command, &["-m", "random:small", "--cores", &two]].concat();
+        pace(&args).assert_refused(2, &["--cores", "one list", "throughput"]);
+    }
 }

@@ -65,7 +65,7 @@ pub fn checks(facts: &Facts<'_>) -> Vec<Check> {
         allocator(facts),
     ];
     all.extend(numa_balancing(facts));
-    all.extend(governor(facts));
+    all.push(frequency(facts));
     all
 }
 
@@ -203,17 +203,18 @@ fn allocator(facts: &Facts<'_>) -> Check {
     ok("allocator", facts.machine.allocator)
 }
 
-/// Nothing where the system does not let frequencies be seen, as in most virtual machines.
-fn governor(facts: &Facts<'_>) -> Option<Check> {
-    let governor = facts.machine.governor.as_deref()?;
+fn frequency(facts: &Facts<'_>) -> Check {
+    let Some(governor) = facts.machine.governor.as_deref() else {
+        return ok("frequency", "unknown (this system shows none, as most virtual machines)");
+    };
     let now = facts.machine.frequency_khz.map(|[now, max]| format!(", {} of {} MHz", now / 1000, max / 1000));
     let value = format!("{governor}{}", now.unwrap_or_default());
-    Some(match governor {
+    match governor {
         "powersave" | "conservative" => {
             warn("frequency", value, "as root: cpupower frequency-set -g performance")
         }
         _ => ok("frequency", value),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -294,6 +295,12 @@ mod tests {
         let governor =
             |name: &str| status("frequency", |machine, _| machine.governor = Some(name.to_owned()));
         assert_eq!([governor("powersave"), governor("performance")], [Status::Warn, Status::Ok]);
+    }
+
+    #[test]
+    fn a_frequency_that_the_system_hides_is_unknown() {
+        let found = check("frequency", &CoreRequest::default(), |machine, _| machine.governor = None);
+        assert!(found.status == Status::Ok && found.value.starts_with("unknown"), "{found:?}");
     }
 
     #[test]

@@ -51,15 +51,18 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This machine.
+    /// This machine, with the CPUs and the memory that an engine finds.
     pub fn detect() -> Self {
-        Self::from_root(Path::new("/"))
+        Self::read(Path::new("/"), &Topology::detect(), MemoryLimit::detect())
     }
 
     /// The machine below `root`, the directory that holds `proc` and `sys`.
     pub fn from_root(root: &Path) -> Self {
-        let topology = Topology::from_root(root);
-        let memory = MemoryLimit::from_root(root);
+        Self::read(root, &Topology::from_root(root), MemoryLimit::from_root(root))
+    }
+
+    /// What files below `root` say beside `topology` and `memory`, which need not come from files.
+    fn read(root: &Path, topology: &Topology, memory: Option<MemoryLimit>) -> Self {
         let first = topology.cpus().first().map_or(0, |cpu| cpu.id);
         let dir = root.join(format!("sys/devices/system/cpu/cpu{first}"));
         let khz = |name: &str| word(&dir.join("cpufreq").join(name))?.parse().ok();
@@ -125,6 +128,20 @@ fn allocator(maps: &str) -> &'static str {
 mod tests {
     use super::*;
     use crate::platform::topology::fake::{self, Numbering, put};
+
+    #[test]
+    fn cpus_and_memory_are_those_that_an_engine_finds() {
+        let (machine, topology) = (Machine::detect(), Topology::detect());
+        assert_eq!((machine.cpus, machine.cores), (topology.cpus().len(), topology.cores()));
+        assert_eq!(machine.memory_bytes, MemoryLimit::detect().map(|limit| limit.bytes));
+        // Where no file says anything, the affinity mask and setrlimit still do.
+        let limit = MemoryLimit { bytes: 300, available: 200, source: "ulimit -v".to_owned() };
+        let root = tempfile::tempdir().unwrap();
+        let machine = Machine::read(root.path(), &Topology::flat(&[4, 5]), Some(limit));
+        assert_eq!((machine.cpus, machine.cores, machine.sockets), (2, 2, 1));
+        assert_eq!((machine.memory_bytes, machine.memory_available_bytes), (Some(300), Some(200)));
+        assert_eq!(machine.memory_limit.as_deref(), Some("ulimit -v"));
+    }
 
     #[test]
     fn a_server_is_read_and_an_empty_root_says_little() {
