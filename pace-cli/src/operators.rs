@@ -2,7 +2,7 @@
 
 use pace_kernels::WeightFormat;
 use pace_models::{DecoderSpec, ModelFormats, QuantLoss};
-use pace_ops::{Choice, Chosen, Demotion, MClass, Operator};
+use pace_ops::{Choice, Chosen, Demotion, MClass, OpDType, Operator};
 use pace_runtime::EngineInfo;
 use serde_json::{Value, json};
 
@@ -44,6 +44,11 @@ fn groups(chosen: &[Chosen], name: impl Fn(&Chosen) -> String) -> String {
     }
     let group = |(name, operators): (String, Vec<&str>)| format!("{name}: {}", operators.join(", "));
     groups.into_iter().map(group).collect::<Vec<_>>().join("; ")
+}
+
+/// What the type `int4` of a table stands for.
+pub(crate) fn int4_note() -> String {
+    format!("int4 stands for {}", OpDType::Int4.weights())
 }
 
 /// Whether a sequence gets the same bits in any batch, and if not, because of what.
@@ -142,7 +147,7 @@ pub(crate) fn losses_text(losses: &[QuantLoss]) -> impl Iterator<Item = String> 
 
 #[cfg(test)]
 mod tests {
-    use pace_ops::{Backend, ChosenBy, OpDType, OpShape};
+    use pace_ops::{Backend, ChosenBy, OpShape};
 
     use super::*;
 

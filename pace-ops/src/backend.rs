@@ -194,7 +194,7 @@ pub enum OpDType {
     Bf16,
     /// Int8 weights, activations rounded to int8 on the way, exact sums in i32; int8 keys and values, computed as bf16.
     Int8,
-    /// As `Int8`, with weights of 4 bits, or of 8 bits with a minimum for each group.
+    /// As `Int8`, with weights of 4 bits, or of 8 bits with a minimum for each group, or a feed-forward layer of two types.
     Int4,
 }
 
@@ -209,6 +209,14 @@ impl OpDType {
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
+        }
+    }
+
+    /// What weights of the type are called where their format is chosen, or the type itself.
+    pub const fn weights(self) -> &'static str {
+        match self {
+            Self::F32 | Self::Bf16 | Self::Int8 => self.name(),
+            Self::Int4 => "int4, int8m, mxfp4 or mixed weights",
         }
     }
 }

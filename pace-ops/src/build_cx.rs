@@ -142,6 +142,10 @@ mod tests {
         assert_eq!(error, "norm has no backend `imbps`; it has: native, tpp");
         let error = check(Operator::Mlp, Backend::Jit, OpDType::F32);
         assert_eq!(error, "mlp has no backend `jit` for f32; it has: native, tpp, imbps");
+        let int8_with_minima = OpDType::from(WeightFormat::Int8Min(32));
+        let error = check(Operator::QkvProjection, Backend::Jit, int8_with_minima);
+        let weights = "int4, int8m, mxfp4 or mixed weights";
+        assert_eq!(error, format!("qkv_projection has no backend `jit` for {weights}; it has: native, tpp"));
     }
 
     #[test]

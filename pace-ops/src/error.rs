@@ -18,7 +18,7 @@ pub enum OpError {
         available: &'static [Backend],
     },
     /// The operator has the backend, but not for this type.
-    #[error("{op} has no backend `{backend}` for {dtype}; it has: {}", names(.available))]
+    #[error("{op} has no backend `{backend}` for {}; it has: {}", .dtype.weights(), names(.available))]
     UnsupportedType {
         /// The operator.
         op: Operator,

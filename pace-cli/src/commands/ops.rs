@@ -9,6 +9,7 @@ use pace_runtime::RuntimeError;
 use serde_json::{Map, Value, json};
 
 use crate::args::{Format, OpsArgs};
+use crate::operators;
 use crate::output::{self, table};
 
 /// The columns: every backend that can be asked for by name.
@@ -99,7 +100,7 @@ fn to_text(isa: Isa, cells: &[Cell], rules: &[(Operator, Choice)]) -> String {
         row.extend(BACKENDS.map(|backend| types(cells, *operator, backend)));
         rows.push(row);
     }
-    let mut out = format!("on {isa}\n\n{}", table(rows));
+    let mut out = format!("on {isa}\n\n{}\n{}\n", table(rows), operators::int4_note());
     let missing = missing(cells);
     if !missing.is_empty() {
         let _ = write!(out, "\n* not on this machine:\n{}", table(missing));

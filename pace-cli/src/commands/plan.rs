@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use pace_ops::{Backend, Candidate, Chosen, OpShape, OperatorConfig, PlanEntry, WrongBackend};
+use pace_ops::{Backend, Candidate, Chosen, OpDType, OpShape, OperatorConfig, PlanEntry, WrongBackend};
 use pace_runtime::config::Env;
 use pace_runtime::plan_store::{self, PlanKey};
 use pace_runtime::{EngineConfig, Plan, RuntimeError};
@@ -160,8 +160,10 @@ fn to_text(report: &Report) -> String {
     let operators = operators::to_text(&report.chosen);
     let meaning = operators::meaning(&report.chosen).map_or_else(String::new, |text| format!("\n{text}"));
     let bits = operators::expected_bits(&report.chosen, report.bit_equal);
+    let int4 = report.plan.entries.iter().any(|e| e.shape.dtype == OpDType::Int4);
+    let note = if int4 { format!("{}\n", operators::int4_note()) } else { String::new() };
     format!(
-        "{} on {cpu}, {isa}, {threads} threads\n\n{}\n{what}\n{kept}\noperators by {operators}{meaning}\n{bits}\n",
+        "{} on {cpu}, {isa}, {threads} threads\n\n{}\n{note}{what}\n{kept}\noperators by {operators}{meaning}\n{bits}\n",
         report.model,
         table(rows),
     )

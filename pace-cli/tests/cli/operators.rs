@@ -66,6 +66,7 @@ fn ops_in_text_is_a_matrix_with_reasons() {
     assert_eq!(row("attention")[1..], attention);
     assert!(out.text().contains("jit  int8  generated kernels need"), "{}", out.text());
     assert!(out.text().contains("tpp; attention flash"), "{}", out.text());
+    assert!(out.text().contains("int4 stands for int4, int8m, mxfp4"), "{}", out.text());
     let here = pace(&["ops"]);
     assert_eq!(here.text().contains('*'), !has_jit());
 }

@@ -120,7 +120,8 @@ impl TensorLoader<'_> {
             }
         }
         self.check_codes(part, out)?;
-        if format.is_4_bit() && format != WeightFormat::Mxfp4 {
+        self.check_f16(part, first, format, k, out)?;
+        if has_f16_scales(format) {
             self.losses.add(rounded_scales(format, k, out));
         }
         Ok(())
@@ -146,6 +147,7 @@ impl TensorLoader<'_> {
             self.read_rows(part, first + start, k, wide)?;
             let mut out = slice(out, rows, k, start..start + count);
             kernels.quantize_weights(format, k, wide, rounding, &mut out);
+            self.check_f16(part, first + start, format, k, &out)?;
             let decoded = &mut decoded[..count * k];
             codes::dequantise(format, k, &out, decoded);
             if format.is_rotated() {
@@ -174,6 +176,38 @@ impl TensorLoader<'_> {
             }
         }
     }
+
+    /// Refuses rows, from `first` on, with a scale or a minimum that becomes infinite where `format` stores it as f16.
+    fn check_f16(
+        &self,
+        part: &Part,
+        first: usize,
+        format: WeightFormat,
+        k: usize,
+        rows: &CodeRows<'_>,
+    ) -> Result<(), ModelError> {
+        if self.options.allow_nonfinite || !has_f16_scales(format) {
+            return Ok(());
+        }
+        let beyond = |numbers: &[f32]| numbers.iter().position(|&x| !f16::from_f32(x).is_finite());
+        let scale = beyond(rows.scales).map(|at| ("scale", at));
+        let Some((number, at)) = scale.or_else(|| beyond(rows.mins).map(|at| ("minimum", at))) else {
+            return Ok(());
+        };
+        let (row, group) = (first + at / codes::groups(format, k), at % codes::groups(format, k));
+        let row = part.permuted_heads.map_or(row, |head_dim| unpermute_row(row, head_dim));
+        let what = format!(
+            "row {row}, group {group}: the weights are too large for {format}, which has their {number} as f16, {} at \
+             most; --quant int8 or --dtype bf16 holds them",
+            f16::MAX
+        );
+        Err(ModelError::tensor(self.source.path(&part.name), part.name.as_str(), what))
+    }
+}
+
+/// Whether scales and minima are stored as f16.
+const fn has_f16_scales(format: WeightFormat) -> bool {
+    matches!(format, WeightFormat::Int4(_) | WeightFormat::Int4Min(_))
 }
 
 /// Some of `rows` rows of `k` weights.
@@ -206,3 +240,6 @@ fn rounded_scales(format: WeightFormat, k: usize, rows: &CodeRows<'_>) -> Sums {
     }
     sums
 }
+
+#[cfg(test)]
+mod tests;

@@ -146,8 +146,12 @@ impl PackedSource {
         if entry.spec() == spec {
             return Ok(());
         }
-        let (is, asked) = (described(entry.spec()), described(spec));
-        Err(self.otherwise(entry, format!("is packed as {is}, but {asked} is asked for")))
+        let (is, wanted) = (described(entry.spec()), described(spec));
+        let (name, again) = (entry.name(), self.manifest.again());
+        let what = format!(
+            "`{name}` is packed as {is}, but this run computes {wanted}; say what it was packed with here, too, or {again}"
+        );
+        Err(ModelError::PackedOtherwise { path: self.manifest_path.clone(), what })
     }
 
     /// The error of a matrix that is packed otherwise than the options say.
@@ -214,16 +218,18 @@ impl PackedSource {
     }
 
     fn add_matrices(&mut self) -> Result<(), ModelError> {
+        let in_panels = self.manifest.matrices.iter().find(|entry| entry.panel.is_some());
         for (at, entry) in self.manifest.matrices.iter().enumerate() {
             let fail = |what: String| Err(ModelError::tensor(&self.manifest_path, entry.name(), what));
-            if let Err(what) = entry.check() {
-                return fail(what);
+            let fits = in_panels.map_or(Ok(()), |other| entry.check_width(other));
+            if let Err(what) = entry.check().and(fits) {
+                return fail(format!("{what}; {}", self.manifest.again()));
             }
             let Some(stored) = self.weights.stored(&entry.name()) else {
                 return fail(format!("is not in {WEIGHTS}; {}", self.manifest.again()));
             };
             if let Err(what) = check_place(entry, &stored) {
-                return fail(what);
+                return fail(format!("{what}; {}", self.manifest.again()));
             }
             for part in &entry.parts {
                 let format = entry.format.to_string();
@@ -329,7 +335,7 @@ fn described(spec: PackSpec) -> String {
         WeightLayout::Rows => format!("{} in rows (backend native)", spec.format),
         WeightLayout::Panels { width, paired } => {
             let paired = if paired { ", gate and up paired" } else { "" };
-            format!("{} in panels of {width} (LIBXSMM_BLOCK_SIZE){paired}", spec.format)
+            format!("{} in panels of {width} (LIBXSMM_BLOCK_SIZE={width}){paired}", spec.format)
         }
     }
 }

@@ -188,12 +188,30 @@ impl MatrixEntry {
             None if self.format.is_quantised() => {
                 Err(format!("{} is packed in panels, not in rows", self.format))
             }
-            None if self.paired => Err("only panels are paired".to_owned()),
+            None if self.paired => Err("is in rows, but only panels are paired".to_owned()),
             Some(width) if !matches!(width, 32 | 64) => {
                 Err(format!("panels of {width}; there are those of 32 and 64"))
             }
+            // Gate and up are the only matrix of two tensors, and always paired in panels.
+            Some(_) if self.paired != (self.parts.len() == 2) => {
+                let (right, parts) = (!self.paired, self.parts.len());
+                Err(format!(
+                    "has paired {}, but for a matrix of {parts} tensors {right} is right",
+                    self.paired
+                ))
+            }
             Some(_) if self.paired && !self.n.is_multiple_of(2) => {
                 Err(format!("{} rows are no pair", self.n))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the panels are as wide as those of another matrix, as all of a model are; and what is wrong.
+    pub(super) fn check_width(&self, other: &Self) -> Result<(), String> {
+        match (self.panel, other.panel) {
+            (Some(own), Some(width)) if own != width => {
+                Err(format!("panels of {own}, but `{}` has panels of {width}", other.name()))
             }
             _ => Ok(()),
         }

@@ -132,7 +132,7 @@ fn what_is_packed_otherwise_is_refused_and_says_how() {
     refused(LoadOptions { search_scales: false, ..int8() }, &["--quant-rounding search"]);
     refused(
         LoadOptions { panel_width: Some(32), ..own() },
-        &["panels of 64", "panels of 32", "LIBXSMM_BLOCK_SIZE"],
+        &["packed as int8:64 in panels of 64", "computes int8:64 in panels of 32", "LIBXSMM_BLOCK_SIZE=32)"],
     );
     let floats = tempfile::tempdir().unwrap();
     pack(&spec, options(WeightFormat::F32), floats.path());
@@ -255,7 +255,7 @@ fn damaged_bytes_have_other_checksums() {
 #[test]
 fn a_manifest_that_lies_is_refused() {
     let sample = Sample::new();
-    let lies: [(&str, Value, &str); 15] = [
+    let lies = [
         ("/layout", json!(2), "`pace-cli quantize`"),
         ("/layout", json!("1"), "manifest"),
         ("/header_sha256", json!("00"), "does not belong to"),
@@ -265,6 +265,9 @@ fn a_manifest_that_lies_is_refused() {
         ("/matrices/0/format", json!("int8:48"), "unknown weight format"),
         ("/matrices/0/panel", json!(48), "panels of 48"),
         ("/matrices/0/panel", json!(null), "not in rows"),
+        ("/matrices/0/panel", json!(32), "takes 23040; pack random:tiny again"),
+        ("/matrices/1/panel", json!(32), "panels of 32, but `"),
+        ("/matrices/0/paired", json!(true), "has paired true, but for a matrix of 1 tensors false is right"),
         ("/matrices/0/n", json!(258), "its parts do not have them"),
         ("/matrices/0/k", json!(144), "takes"),
         ("/matrices/0/k", json!(u64::MAX), "no matrix of a model"),
@@ -279,6 +282,16 @@ fn a_manifest_that_lies_is_refused() {
         let message = sample.error();
         assert!(message.contains(word) && message.contains(MANIFEST), "{field} {value}: {message}");
     }
+    let mut manifest = sample.manifest.clone();
+    let matrices = manifest["matrices"].as_array_mut().unwrap();
+    let pair = matrices.iter_mut().find(|matrix| matrix["paired"] == true).unwrap();
+    pair["paired"] = json!(false);
+    sample.write(&manifest, &sample.weights);
+    let message = sample.error();
+    assert!(
+        message.contains("up_proj.weight`: has paired false, but for a matrix of 2 tensors"),
+        "{message}"
+    );
     for field in ["layout", "matrices", "vectors_sha256", "origin", "kind", "search_scales"] {
         let mut manifest = sample.manifest.clone();
         manifest.as_object_mut().unwrap().remove(field);

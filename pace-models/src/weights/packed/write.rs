@@ -94,7 +94,8 @@ impl PackedModel {
             search_scales: self.search_scales,
             importance: self.importance.clone(),
             allow_nonfinite: self.allow_nonfinite,
-            losses: self.losses.iter().map(loss).collect(),
+            // JSON has no NaN: what numbers lost that were not checked is left out.
+            losses: self.losses.iter().filter(|l| l.relative_rms.is_finite()).map(loss).collect(),
             header_sha256: String::new(),
             vectors_sha256: checksum::of_bytes(vectors),
             matrices: self.matrices.iter().zip(hashes).map(|(m, sha256)| m.entry(sha256)).collect(),

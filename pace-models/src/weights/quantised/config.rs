@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use super::module::{ByColumns, Module};
 use super::{columns, rows};
 use crate::ModelError;
@@ -25,9 +27,19 @@ pub(super) enum Scheme {
     },
     /// compressed-tensors, whose tensors say the rest themselves.
     Rows {
-        /// Whether tensors of zero points count; else they hold nothing but zeros.
-        zero_points: bool,
+        zero_points: ZeroPoints,
+        /// Inputs that share a scale, where that is one number for all matrices.
+        group: Option<usize>,
     },
+}
+
+/// Which matrices have zero points that are not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ZeroPoints {
+    Never,
+    /// Those with a tensor of zero points: some matrices have them by the configuration, and some do not.
+    WhereStored,
+    Always,
 }
 
 /// The most inputs that a matrix may have, as those of a configuration.
@@ -69,7 +81,7 @@ impl Scheme {
                 let prefix = info.name.strip_suffix(".qweight");
                 prefix.map(|prefix| columns::find(files, prefix, info, self)).transpose()
             }
-            &Self::Rows { zero_points } => rows::find(files, info, zero_points),
+            &Self::Rows { zero_points, group } => rows::find(files, info, zero_points, group),
         }
     }
 }
@@ -154,20 +166,36 @@ fn read_compressed(section: &Section<'_>) -> Result<Scheme, ModelError> {
     {
         return Err(sparsity.error("format", "must be dense: sparse checkpoints are not supported"));
     }
+    if let Some(transforms) = section.section("transform_config")?
+        && transforms.names().any(|name| transforms.get(name).is_some_and(|value| value != &json!({})))
+    {
+        return Err(section.error("transform_config", "must be empty: rotated weights are not supported"));
+    }
     let Some(groups) = section.section("config_groups")? else {
         return Err(section.error("config_groups", "is missing; it must be an object"));
     };
-    let mut zero_points = false;
+    let (mut symmetric, mut sizes) = (Vec::new(), Vec::new());
     for name in groups.names() {
         if let Some(group) = groups.section(name)? {
             check_layout(&group, &["int-quantized", "pack-quantized"])?;
             if let Some(weights) = group.section("weights")? {
                 check_weights(&weights)?;
-                zero_points |= !weights.bool("symmetric")?.unwrap_or(true);
+                symmetric.push(weights.bool("symmetric")?.unwrap_or(true));
+                sizes.push(if weights.str("strategy")? == Some("group") {
+                    group_size(&weights)?
+                } else {
+                    None
+                });
             }
         }
     }
-    Ok(Scheme::Rows { zero_points })
+    let zero_points = match (symmetric.contains(&true), symmetric.contains(&false)) {
+        (_, false) => ZeroPoints::Never,
+        (true, true) => ZeroPoints::WhereStored,
+        (false, true) => ZeroPoints::Always,
+    };
+    let group = sizes.first().copied().flatten().filter(|_| sizes.windows(2).all(|two| two[0] == two[1]));
+    Ok(Scheme::Rows { zero_points, group })
 }
 
 /// Checks the field `format` of compressed-tensors.

@@ -5,11 +5,11 @@
 //! pack-quantized: weight_packed I32 [out, ceil(in * bits / 32)], words of neighbouring inputs, the first one in the low
 //!                 bits, each with the middle code added; weight_shape: out, in
 //! both:           weight_scale  F32, F16 or BF16: [out, groups], [out] or one
-//!                 weight_zero_point, if not symmetric: I8 of the shape of the scales, or packed as the weights are, but
+//!                 weight_zero_point, if not symmetric (else absent or zeros): I8 of the shape of the scales, or packed as the weights are, but
 //!                 by columns: I32 [ceil(out * bits / 32), groups]
 //! ```
 
-use super::config::{check_groups, expect};
+use super::config::{ZeroPoints, check_groups, expect};
 use super::module::{ByRows, Module, Stored, Unpacked};
 use crate::ModelError;
 use crate::weights::safetensors::SafetensorsSource;
@@ -19,7 +19,8 @@ use crate::weights::{TensorInfo, WeightSource};
 pub(super) fn find(
     files: &SafetensorsSource,
     info: &TensorInfo,
-    zero_points: bool,
+    zero_points: ZeroPoints,
+    group: Option<usize>,
 ) -> Result<Option<Module>, ModelError> {
     let (prefix, stored, (outputs, inputs), bits) =
         if let Some(prefix) = info.name.strip_suffix(".weight_packed") {
@@ -41,20 +42,47 @@ pub(super) fn find(
         let what = format!("{groups} groups do not divide {inputs} inputs");
         return Err(ModelError::tensor(path, name, what));
     }
-    let group = check_groups(path, &info.name, (outputs, inputs), Some(inputs / groups))?;
-    let zeros = format!("{prefix}.weight_zero_point");
-    let symmetric = !zero_points || files.info(&zeros).is_none();
-    if !symmetric {
-        match stored {
-            ByRows::Bytes => expect(files, &zeros, &["I8"], scale_shape(files, prefix))?,
-            ByRows::Words => {
-                let words = outputs.div_ceil((32 / bits) as usize);
-                expect(files, &zeros, &["I32"], &[words, groups])?;
-            }
-        }
+    if let Some(group) = group.filter(|&group| inputs.div_ceil(group) != groups) {
+        let name = format!("{prefix}.weight_scale");
+        let what = format!(
+            "{groups} groups of {inputs} inputs, but `group_size` of the `config_groups` is {group}: {} are right",
+            inputs.div_ceil(group)
+        );
+        return Err(ModelError::tensor(path, name, what));
     }
+    let group = check_groups(path, &info.name, (outputs, inputs), Some(inputs / groups))?;
+    let symmetric =
+        find_zeros(files, prefix, stored, [outputs.div_ceil((32 / bits) as usize), groups], zero_points)?;
     let (prefix, stored) = (prefix.to_owned(), Stored::Rows(stored));
     Ok(Some(Module { prefix, outputs, inputs, bits, group, symmetric, scattered: false, stored }))
+}
+
+/// Checks the tensor of zero points, if it is there or has to be, which has the shape `packed` if it is packed; returns
+/// whether all of them are 0.
+fn find_zeros(
+    files: &SafetensorsSource,
+    prefix: &str,
+    stored: ByRows,
+    packed: [usize; 2],
+    zero_points: ZeroPoints,
+) -> Result<bool, ModelError> {
+    let name = zeros_name(prefix);
+    let format = files.info(&name).map(|info| info.format.as_str());
+    let symmetric = match zero_points {
+        ZeroPoints::Never => true,
+        ZeroPoints::WhereStored => format.is_none(),
+        ZeroPoints::Always => false,
+    };
+    if symmetric && format.is_none() {
+        return Ok(true);
+    }
+    // Where nothing but zeros is right, it does not matter how they are stored.
+    if stored == ByRows::Bytes || (symmetric && format == Some("I8")) {
+        expect(files, &name, &["I8"], scale_shape(files, prefix))?;
+    } else {
+        expect(files, &name, &["I32"], &packed)?;
+    }
+    Ok(symmetric)
 }
 
 /// Writes the codes of some rows from `first` on; returns what belongs to them.
@@ -83,8 +111,19 @@ pub(super) fn unpack(
     } else {
         files.read_any_f32(&name, first * groups, &mut scales)?;
     }
-    if !module.symmetric {
-        read_zeros(files, module, stored, first, &mut zeros)?;
+    if files.info(&zeros_name(&module.prefix)).is_some() {
+        read_zeros(files, module, first, &mut zeros)?;
+    }
+    if module.symmetric
+        && let Some(i) = zeros.iter().position(|&zero| zero != module.middle())
+    {
+        let (output, group) = (first + i / groups, i % groups);
+        let zero = i16::from(zeros[i]) - i16::from(module.middle());
+        let what = format!(
+            "output {output}, group {group} has the zero point {zero}, but `symmetric` of the `config_groups` is true: 0 is right"
+        );
+        let name = zeros_name(&module.prefix);
+        return Err(ModelError::tensor(files.path(&name), name, what));
     }
     Ok(Unpacked { scales, zeros, order: Vec::new() })
 }
@@ -93,12 +132,11 @@ pub(super) fn unpack(
 fn read_zeros(
     files: &SafetensorsSource,
     module: &Module,
-    stored: ByRows,
     first: usize,
     zeros: &mut [u8],
 ) -> Result<(), ModelError> {
-    let (name, groups) = (format!("{}.weight_zero_point", module.prefix), module.groups());
-    if stored == ByRows::Bytes {
+    let (name, groups) = (zeros_name(&module.prefix), module.groups());
+    if files.info(&name).is_some_and(|info| info.format == "I8") {
         if is_one(files, &module.prefix) {
             let mut one = [0];
             files.read_bytes(&name, 0, &mut one)?;
@@ -106,7 +144,7 @@ fn read_zeros(
         } else {
             files.read_bytes(&name, first * groups, zeros)?;
         }
-        zeros.iter_mut().for_each(|zero| *zero ^= 0x80);
+        zeros.iter_mut().for_each(|zero| *zero = zero.wrapping_add(module.middle()));
         return Ok(());
     }
     let bits = module.bits as usize;
@@ -184,6 +222,11 @@ fn packed_bits(
             Err(ModelError::tensor(files.path(&info.name), &info.name, what))
         }
     }
+}
+
+/// The name of the tensor of zero points.
+fn zeros_name(prefix: &str) -> String {
+    format!("{prefix}.weight_zero_point")
 }
 
 /// The shape of the scales; that of a single number if there are none.

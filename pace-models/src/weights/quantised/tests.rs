@@ -342,17 +342,42 @@ fn compressed_tensors_with_zero_points() {
             check(&config, &matrix.compressed("a", false, &shape), &matrix, Some(format), &what);
         }
     }
-    // A configuration with zero points has modules without.
+    // A configuration that has matrices with zero points and without.
     let matrix = Matrix::new((8, 64), 8, 32, true);
     let mut tensors = matrix.compressed("a", false, &[8, 2]);
     tensors.retain(|tensor| !tensor.0.ends_with("zero_point"));
-    let config = compressed("int-quantized", 8, false);
-    check(&config, &tensors, &matrix, Some(Int8Group(32)), "no zero points");
+    let (mut mixed, config) = (compressed("int-quantized", 8, true), compressed("int-quantized", 8, false));
+    mixed["config_groups"]["group_1"] = config["config_groups"]["group_0"].clone();
+    check(&mixed, &tensors, &matrix, Some(Int8Group(32)), "no zero points");
     let mut one = Matrix::new((8, 64), 8, 64, false);
     one.scales.truncate(1);
     one.zeros.truncate(1);
     let matrix = Matrix { scales: vec![one.scales[0]; 8], zeros: vec![one.zeros[0]; 8], ..one.clone() };
     check(&config, &one.compressed("a", false, &[1]), &matrix, Some(Int8Min(64)), "one zero point");
+    check(&mixed, &one.compressed("a", false, &[1]), &matrix, Some(Int8Min(64)), "zero points");
+}
+
+#[test]
+fn zero_points_of_0_may_be_stored_in_bytes() {
+    let matrix = Matrix::new((8, 64), 4, 32, true);
+    let mut tensors = matrix.compressed("a", true, &[8, 2]);
+    let zeros = tensors.iter_mut().find(|tensor| tensor.0.ends_with("zero_point")).unwrap();
+    (zeros.1, zeros.2, zeros.3) = ("I8", vec![8, 2], vec![0; 16]);
+    check(&compressed_config("pack-quantized", 4), &tensors, &matrix, Some(Int4(32)), "bytes of 0");
+}
+
+#[test]
+fn compressed_tensors_with_groups_of_the_size_that_the_configuration_says() {
+    let mut config = compressed_config("pack-quantized", 4);
+    let weights = &mut config["config_groups"]["group_0"]["weights"];
+    (weights["strategy"], weights["group_size"]) = (json!("group"), json!(32));
+    config["transform_config"] = json!({"config_groups": {}});
+    let matrix = Matrix::new((10, 96), 4, 32, true);
+    check(&config, &matrix.compressed("a", true, &[10, 3]), &matrix, Some(Int4(32)), "groups of 32");
+    // Rows that are shorter than a group.
+    config["config_groups"]["group_0"]["weights"]["group_size"] = json!(128);
+    let matrix = Matrix::new((10, 96), 4, 96, true);
+    check(&config, &matrix.compressed("a", true, &[10, 1]), &matrix, Some(Int4(32)), "one group");
 }
 
 #[test]

@@ -35,6 +35,15 @@ fn methods_that_are_not_supported_are_named() {
         (compressed(json!({"format": "float-quantized"})), "format`: `float-quantized` is not supported"),
         (compressed(json!({"config_groups": null})), "config_groups`: is missing"),
         (compressed(json!({"sparsity_config": {"format": "sparse-24-bitmask"}})), "must be dense"),
+        (
+            compressed(json!({"transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}})),
+            "transform_config`: must be empty",
+        ),
+        (compressed(json!({"transform_config": [1]})), "transform_config`: must be an object"),
+        (
+            weights(json!({"strategy": "group", "group_size": 0})),
+            "weights.group_size`: must be a whole number",
+        ),
         (weights(json!({"type": "float"})), "config_groups.group_0.weights.type`: must be int"),
         (weights(json!({"num_bits": 6})), "weights.num_bits`: must be 4 or 8, but is 6"),
         (weights(json!({"symmetric": 0})), "weights.symmetric`: must be true or false"),
@@ -184,6 +193,34 @@ fn zeros_that_contradict_the_configuration_are_refused() {
     let (_dir, source) = open(&gptq_config(4, 32, true), &matrix.gptq("a", 1));
     let message = source.unwrap().read_f32("a.weight", 0, &mut [0.0; 64]).unwrap_err().to_string();
     assert!(message.contains("tensor `a.qzeros`: output 0, group 0 has the zero 3, but"), "{message}");
+}
+
+#[test]
+fn compressed_tensors_that_contradict_the_configuration_are_refused() {
+    for (layout, bits, zero) in [("int-quantized", 8, -125), ("pack-quantized", 4, -5)] {
+        let matrix = Matrix::new((16, 64), bits, 32, false);
+        let mut tensors = matrix.compressed("a", bits == 4, &[16, 2]);
+        let (_dir, source) = open(&compressed(layout, bits, true), &tensors);
+        let source = source.unwrap();
+        let format = source.codes("a.weight").unwrap();
+        let of_numbers = source.read_f32("a.weight", 0, &mut [0.0; 64]).unwrap_err().to_string();
+        let of_codes = rows(&source, 0, (1, 64), format).unwrap_err().to_string();
+        let expected = format!(
+            "tensor `a.weight_zero_point`: output 0, group 0 has the zero point {zero}, but `symmetric`"
+        );
+        assert!(of_numbers.contains(&expected) && of_codes.contains(&expected), "{of_numbers}, {of_codes}");
+        tensors.retain(|tensor| !tensor.0.ends_with("zero_point"));
+        let message = open(&compressed(layout, bits, false), &tensors).1.unwrap_err().to_string();
+        assert!(message.contains("tensor `a.weight_zero_point`: is missing; I"), "{message}");
+    }
+    let mut config = compressed_config("int-quantized", 8);
+    let weights = &mut config["config_groups"]["group_0"]["weights"];
+    (weights["strategy"], weights["group_size"]) = (json!("group"), json!(16));
+    let tensors = Matrix::new((16, 64), 8, 32, true).compressed("a", false, &[16, 2]);
+    let message = open(&config, &tensors).1.unwrap_err().to_string();
+    let expected =
+        "`a.weight_scale`: 2 groups of 64 inputs, but `group_size` of the `config_groups` is 16: 4 are right";
+    assert!(message.contains(expected), "{message}");
 }
 
 #[test]
