@@ -124,7 +124,7 @@ fn a_pack_of_numbers_that_were_not_checked_can_be_opened() {
     let (kernels, par) = (Kernels::detect(), Par::seq());
     let packed = PackedModel::new(&source, ARCH, &spec, options, kernels, par, &|_| {}).unwrap();
     assert!(!packed.losses()[0].relative_rms.is_finite());
-    let origin = Origin { name: "tiny".to_owned(), files: Vec::new() };
+    let origin = Origin { name: "tiny".to_owned(), path: None, files: Vec::new() };
     packed.write(dir.path(), origin, OriginKind::Random, "scalar", &mut |_| Ok(())).unwrap();
     assert!(PackedSource::open(dir.path()).unwrap().losses().is_empty());
 }
