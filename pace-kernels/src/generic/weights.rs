@@ -38,9 +38,19 @@ pub(crate) struct Row<'a> {
     pub(crate) mins: &'a mut [f32],
 }
 
-/// Candidates of a search, one a lane, and how far apart they are in units of the code range.
+/// Candidates of a search, one a lane.
 const CANDIDATES: usize = 16;
+
+/// How far apart they are in steps of the code range.
 const STEP: f32 = 0.12;
+
+/// The same for int4 with importances.
+///
+/// A smaller scale cuts large weights off to have small ones nearer, which pays where it is known what counts. Mean KL of SmolLM2
+/// to bf16 over the text of `tools/quality`, int4:128, by 0.12 and by 0.3: 0.455 and 0.418 with importances (nearest: 0.565), 0.576
+/// and 0.631 without; int4m:128 0.220 and 0.222. Lost: also candidates that map the largest magnitude to 7 (0.457 instead of
+/// 0.455), and importances times the root of a weight's square and their mean (0.458).
+const WIDE_STEP: f32 = 0.3;
 
 /// 1.5 * 2^23: adding it rounds to an integer, ties to even, which then sits in the low mantissa bits.
 const ROUND: f32 = 12_582_912.0;
@@ -94,10 +104,10 @@ fn int4_line(scale: f32) -> Line {
 /// The least-squares scale of the candidate's codes that lowers the error most: by (w q x)^2 / (w q q).
 #[inline(always)]
 fn int4_search(x: &[f32], weights: &[f32], largest: f32) -> f32 {
-    let unit = inverse(largest);
+    let (unit, step) = (inverse(largest), if weights.is_empty() { STEP } else { WIDE_STEP });
     let mut inverses = [0.0; CANDIDATES];
     for c in 0..CANDIDATES {
-        inverses[c] = (offset(c) - 8.0) * unit;
+        inverses[c] = (offset(c, step) - 8.0) * unit;
     }
     let (mut cross, mut square) = ([0.0; CANDIDATES], [0.0; CANDIDATES]);
     for (i, &x) in x.iter().enumerate() {
@@ -163,7 +173,7 @@ fn min_search(x: &[f32], weights: &[f32], low: f32, high: f32, top: f32) -> (f32
     let unit = inverse(high - low);
     let mut inverses = [0.0; CANDIDATES];
     for c in 0..CANDIDATES {
-        inverses[c] = (offset(c) * 2.0 + top) * unit;
+        inverses[c] = (offset(c, STEP) * 2.0 + top) * unit;
     }
     let (mut sum_w, mut sum_y) = (0.0, 0.0);
     let (mut sum_q, mut sum_qq, mut sum_qy) = ([0.0; CANDIDATES], [0.0; CANDIDATES], [0.0; CANDIDATES]);
@@ -265,8 +275,8 @@ fn square_off(x: f32, inverse: f32, line: Line) -> f32 {
 
 /// How far a candidate is from the nearest scale.
 #[inline(always)]
-fn offset(candidate: usize) -> f32 {
-    (candidate as f32 - 7.0) * STEP
+fn offset(candidate: usize, step: f32) -> f32 {
+    (candidate as f32 - 7.0) * step
 }
 
 #[inline(always)]
