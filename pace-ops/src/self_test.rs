@@ -79,8 +79,9 @@ impl Sample {
         buf
     }
 
-    /// Runs the backend of every class and compares the first and the last `edge` columns of its result with those of `native`,
-    /// which runs once: but for rounding, a row's result does not depend on the rows beside it. `run` takes so many of the sample's rows.
+    /// Runs the backend of every class and compares the first and the last `edge` columns of its result with those of
+    /// `native`, which runs once: but for rounding, a row's result does not depend on the rows beside it. `run` takes so
+    /// many of the sample's rows.
     pub(crate) fn test<B: ?Sized>(
         &self,
         backends: &ByClass<B>,
