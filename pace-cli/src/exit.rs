@@ -1,4 +1,4 @@
-//! Errors to exit codes: 2 usage, 3 model, 4 resources (memory, threads, disk), 5 CPU, 130 interrupted, 1 anything else.
+//! Errors to exit codes: 2 usage, 3 model, 4 resources (memory, threads, disk), 5 CPU, 130 interrupted (128 and the signal), 1 anything else.
 
 use std::io::{ErrorKind as IoErrorKind, Write};
 use std::process::ExitCode;
@@ -6,9 +6,7 @@ use std::process::ExitCode;
 use pace_runtime::{ErrorKind, RuntimeError};
 
 use crate::hub::{Interrupted, NoSpace};
-
-/// The code after Ctrl-C: that of a process that the signal ends.
-pub(crate) const INTERRUPTED: u8 = 130;
+use crate::interrupt;
 
 /// A command line that clap accepts and that still makes no sense.
 #[derive(Debug)]
@@ -70,7 +68,7 @@ pub(crate) fn code(error: &anyhow::Error) -> u8 {
         return other.code;
     }
     if error.is::<Interrupted>() {
-        return INTERRUPTED;
+        return interrupt::exit_code();
     }
     if error.is::<NoSpace>() || error.downcast_ref::<std::io::Error>().is_some_and(is_disk) {
         return 4;

@@ -109,13 +109,13 @@ impl Models {
         })
     }
 
-    /// Until the guard goes, Ctrl-C ends a download in good order: what is there stays and is continued the next time.
+    /// Until the guard goes, Ctrl-C, or another signal that ends, ends a download in good order: what is there stays and is continued the next time.
     ///
     /// # Errors
     /// The system does not let this process watch for it.
     fn watch(&self) -> Result<interrupt::Guard> {
         let interrupted = Arc::downgrade(self.progress.interrupted());
-        interrupt::on_ctrl_c(move || {
+        interrupt::on_end(move || {
             let Some(flag) = interrupted.upgrade() else { return };
             flag.store(true, Ordering::Relaxed);
             drop(flag);

@@ -60,7 +60,8 @@ fn run(env: &Env, args: &PackArgs, dtype: WeightChoice, quant: &QuantArgs) -> Re
     Ok(())
 }
 
-/// Packs and writes. Ctrl-C ends the process while nothing is written yet, and afterwards the writing.
+/// Packs and writes. Ctrl-C, or another signal that ends, ends the process while nothing is written yet, and afterwards the
+/// writing.
 fn write(files: &ModelFiles, config: &EngineConfig, args: &PackArgs) -> Result<PackReport> {
     let target = PackTarget { dir: &args.target, force: args.force };
     let (bar, stop) = (writing_bar(), Arc::new(AtomicBool::new(false)));
@@ -68,7 +69,7 @@ fn write(files: &ModelFiles, config: &EngineConfig, args: &PackArgs) -> Result<P
     let mut written = |done, all| {
         if watching.is_none() {
             let stop = Arc::clone(&stop);
-            watching = Some(interrupt::on_ctrl_c(move || stop.store(true, Ordering::Relaxed)));
+            watching = Some(interrupt::on_end(move || stop.store(true, Ordering::Relaxed)));
         }
         bar.set_length(all);
         bar.set_position(done);

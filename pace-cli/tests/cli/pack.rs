@@ -2,11 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::common::{arg, copy, fixture, pace};
+use crate::common::{Call, arg, copy, fixture, pace};
 use crate::{cpus, ids, json, keys};
+
+const WEIGHTS: &str = "model.pace.safetensors";
 
 /// Packs `source` into a directory of its own, and gives the report.
 fn packed(source: &str, flags: &[&str]) -> (tempfile::TempDir, PathBuf, Value) {
@@ -127,7 +132,7 @@ fn what_is_packed_otherwise_than_asked_for_is_an_error_of_the_command_line() {
     let args = ["generate", "-m", arg(&floats), "--prompt-tokens", "1", "--op", "mlp=native"];
     pace(&args).assert_refused(2, &["panels of 64", "in rows"]);
     let args = ["generate", "-m", arg(&floats), "--prompt-tokens", "1"];
-    let narrow = crate::common::Call::new(&args).env("LIBXSMM_BLOCK_SIZE", "32").run();
+    let narrow = Call::new(&args).env("LIBXSMM_BLOCK_SIZE", "32").run();
     narrow.assert_refused(2, &["panels of 64", "panels of 32"]);
 }
 
@@ -175,6 +180,30 @@ fn a_full_disk_leaves_nothing_behind() {
     assert_eq!(run.status.code(), Some(4), "{message}");
     assert!(message.contains("cannot write") && message.contains("model.pace.safetensors"), "{message}");
     assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+}
+
+#[test]
+fn a_signal_while_it_writes_leaves_nothing_behind() {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("packed");
+        let begun = || names(dir.path()).iter().any(|at| dir.path().join(at).join(WEIGHTS).exists());
+        let start = Instant::now();
+        let run = Call::new(&["pack", "random:small", arg(&target)]).run_with(true, |child| {
+            while !begun() {
+                assert!(start.elapsed() < Duration::from_secs(60), "it does not get that far");
+                thread::sleep(Duration::from_micros(200));
+            }
+            // It may be ready already.
+            let _ = kill_process(Pid::from_child(child), signal);
+        });
+        if run.code == Some(0) {
+            assert_eq!(names(dir.path()), ["packed"]);
+        } else {
+            run.assert_refused(code, &["error: interrupted"]);
+            assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+        }
+    }
 }
 
 #[test]
