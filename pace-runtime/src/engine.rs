@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use pace_kernels::{DType, Isa, IsaError, Jit, Kernels, Pool, WeightFormat};
+use pace_kernels::{DType, Isa, IsaError, Jit, Kernels, Pool, WeightFormat, huge_share};
 use pace_models::{DecoderSpec, LoadOptions, Model, ModelError, ModelFormats, QuantLoss};
 use pace_ops::{Chosen, Demotion, OpCx, OpShape, Selection};
 
@@ -21,8 +21,10 @@ use crate::platform::cores::CoreRequest;
 use crate::platform::numa::NumaMemory;
 use crate::platform::topology::Topology;
 use crate::platform::{ThreadBudget, affinity, topology};
-use crate::request::{Request, ScoreRequest, ScoreStream, TokenStream};
-use crate::scheduler::{Batching, Events, Generation, Goal, KvPlan, ReadLogits, Scoring, Task, check_memory};
+use crate::request::{Request, ScoreRequest, ScoreStream, SequenceCache, TokenStream};
+use crate::scheduler::{
+    Batching, Events, Generation, Goal, KvPlan, ReadLogits, Scoring, Task, addresses, check_memory,
+};
 use crate::tokenizer::Tokenizer;
 use crate::{ModelFiles, RuntimeError};
 
@@ -348,6 +350,14 @@ impl EngineHandle {
     /// What the engine is doing now.
     pub fn metrics(&self) -> EngineMetrics {
         self.inner.counters.snapshot()
+    }
+
+    /// The part of the memory of `caches`, which this engine filled, that lies in huge pages, from 0 to 1; none where the
+    /// system does not tell. It reads the system's list of all memory of the process, which takes its time.
+    pub fn kv_huge_share(&self, caches: &[SequenceCache]) -> Option<f64> {
+        let spec = &self.info().spec;
+        let lies = |cache: &SequenceCache| addresses(cache.kv.as_ref(), spec.n_layers, spec.n_kv_heads);
+        huge_share(&caches.iter().flat_map(lies).collect::<Vec<_>>())
     }
 
     /// Checks whether a completion can ever run here.

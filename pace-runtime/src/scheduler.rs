@@ -448,7 +448,8 @@ impl Scheduler {
     fn retire(&mut self, i: usize) {
         let (sequence, task) = (self.batch.remove(i), self.running.remove(i));
         if let Some((nodes, shape)) = self.verify.take_if(|_| !sequence.kv.is_empty()) {
-            numa::verify("the KV cache", &addresses(sequence.kv.as_ref(), &shape), &nodes);
+            let lies = addresses(sequence.kv.as_ref(), shape.n_layers, shape.n_kv_heads);
+            numa::verify("the KV cache", &lies, &nodes);
         }
         // Before the caller hears of the end: whoever asks then must not find it running.
         self.count_running();
@@ -461,11 +462,9 @@ fn sequence(task: &Task, kv: Box<dyn KvCache>) -> Sequence {
 }
 
 /// Where the keys and values of a sequence lie.
-fn addresses(cache: &dyn KvCache, shape: &KvShape) -> Vec<Range<usize>> {
+pub(crate) fn addresses(cache: &dyn KvCache, n_layers: usize, n_kv_heads: usize) -> Vec<Range<usize>> {
     let mut all = Vec::new();
-    for (layer, head) in
-        (0..shape.n_layers).flat_map(|layer| (0..shape.n_kv_heads).map(move |head| (layer, head)))
-    {
+    for (layer, head) in (0..n_layers).flat_map(|layer| (0..n_kv_heads).map(move |head| (layer, head))) {
         cache.for_each_run(layer, head, cache.len(), &mut |run| all.push(run.addresses()));
     }
     all

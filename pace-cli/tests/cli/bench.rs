@@ -39,6 +39,7 @@ const KEYS: [&str; 32] = [
     "losses",
     "bit_equal",
     "huge_page_share",
+    "kv_huge_page_share",
 ];
 
 /// The results of `bench` with `args` in JSON, at least one.
@@ -75,8 +76,10 @@ fn a_result_says_what_was_measured_and_what_came_of_it() {
             (&Value::Array(Vec::new()), &false.into()),
             "{test}"
         );
-        let share = &test["huge_page_share"];
-        assert!(share.is_null() || (0.0..=1.0).contains(&share.as_f64().unwrap()), "{share}");
+        for key in ["huge_page_share", "kv_huge_page_share"] {
+            let share = &test[key];
+            assert!(share.is_null() || (0.0..=1.0).contains(&share.as_f64().unwrap()), "{key} {share}");
+        }
         let samples: Vec<f64> = serde_json::from_value(test["samples_ts"].clone()).unwrap();
         assert!(samples.len() == 3 && samples.iter().all(|&s| s > 0.0), "{samples:?}");
         let mean = samples.iter().sum::<f64>() / 3.0;

@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-/// The part of the resident memory of `ranges`, which do not overlap, that lies in huge pages.
+/// The part of the resident memory of `ranges` of addresses, which do not overlap, that lies in huge pages: an estimate, as
+/// [`Buffer::huge_share`](crate::Buffer::huge_share) is. None if none of it is resident, and on systems other than Linux.
 #[cfg(target_os = "linux")]
-pub(crate) fn share(ranges: &[Range<usize>]) -> Option<f64> {
+pub fn share(ranges: &[Range<usize>]) -> Option<f64> {
     share_in(&std::fs::read_to_string("/proc/self/smaps").ok()?, ranges)
 }
 
 /// Only Linux tells.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn share(_ranges: &[Range<usize>]) -> Option<f64> {
+pub fn share(_ranges: &[Range<usize>]) -> Option<f64> {
     None
 }
 

@@ -21,6 +21,8 @@ pub(super) struct Measured {
     pub(super) ttft: f64,
     /// What the hardware gave before and after the runs, whichever was more: it changes where a machine is shared.
     pub(super) limits: Limits,
+    /// The part of the KV caches, as full as they become, that lies in huge pages, if the system tells.
+    pub(super) kv_huge_share: Option<f64>,
     /// Where the time of the counted runs went, in the first instance.
     pub(super) profile: Option<ProfileReport>,
     /// The calls of the last run, in the first instance.
@@ -41,6 +43,7 @@ pub(super) fn measure(
     let mut caches = at_once(vec![(); instances.len()], |i, ()| fill(&instances[i], workload))?;
     let (mut samples, mut ttft) = (Vec::with_capacity(runs), Vec::with_capacity(runs));
     let tokens = (instances.len() * workload.tokens()) as f64;
+    let mut kv_huge_share = None;
     let before = engines.limits()?;
     for run in 0..=runs {
         match run {
@@ -58,11 +61,16 @@ pub(super) fn measure(
             ttft.push(longest(|t| t.first_token).as_secs_f64());
         }
         caches = done.into_iter().map(|(_, caches)| caches).collect();
+        if run == 0 {
+            kv_huge_share = first.kv_huge_share(&caches[0]);
+            // These were kept to be looked at.
+            caches.iter_mut().filter(|_| workload.depth == 0).for_each(Vec::clear);
+        }
     }
     ttft.sort_by(f64::total_cmp);
     let (profile, trace) = (first.profile()?, first.trace()?);
     let limits = before.max(engines.limits()?);
-    Ok(Measured { samples, ttft: ttft[ttft.len() / 2], limits, profile, trace })
+    Ok(Measured { samples, ttft: ttft[ttft.len() / 2], limits, kv_huge_share, profile, trace })
 }
 
 /// How long one engine took.
@@ -128,7 +136,7 @@ fn request(workload: &Workload, vocab: usize, run: u64, cache: Option<SequenceCa
         prompt: ids(vocab, 0..depth, 0).chain(new).collect(),
         max_new_tokens: if n_prompt == 0 { n_gen } else { n_gen + 1 },
         ctx_size: Some(workload.room()),
-        keep_cache: depth > 0,
+        keep_cache: depth > 0 || run == 0,
         reuse: cache,
         ..Request::default()
     }

@@ -19,6 +19,8 @@ pub(super) struct Record {
     fields: Map<String, Value>,
     /// The cells of the Markdown table.
     cells: Vec<String>,
+    /// The test, and the part of its KV caches that lies in huge pages.
+    kv_huge_share: Option<(String, f64)>,
     profile: Option<(String, ProfileReport)>,
 }
 
@@ -34,6 +36,7 @@ impl Record {
         Self {
             fields: fields(setup, engines, workload, measured, &figures),
             cells: cells(setup, engines, workload, measured, &figures, layout),
+            kv_huge_share: measured.kv_huge_share.map(|share| (workload.to_string(), share)),
             profile: measured.profile.clone().map(|profile| (workload.to_string(), profile)),
         }
     }
@@ -57,6 +60,8 @@ pub(super) struct Report {
     json: Vec<Value>,
     /// What follows a Markdown table.
     notes: String,
+    /// Tests with the same part of their KV caches in huge pages, in percent.
+    kv_in_huge_pages: Vec<(String, Vec<String>)>,
     profiles: String,
     started: bool,
 }
@@ -68,6 +73,7 @@ impl Report {
             layout,
             json: Vec::new(),
             notes: String::new(),
+            kv_in_huge_pages: Vec::new(),
             profiles: String::new(),
             started: false,
         }
@@ -91,6 +97,7 @@ impl Report {
                     output::line(&header(self.layout))?;
                 }
                 output::line(&md_line(&record.cells))?;
+                self.note_kv(record.kv_huge_share);
                 if let Some((name, profile)) = record.profile {
                     self.profiles += &format!("\n{name}:\n```text\n{profile}```\n");
                 }
@@ -108,6 +115,26 @@ impl Report {
         }
     }
 
+    fn note_kv(&mut self, test: Option<(String, f64)>) {
+        let Some((test, share)) = test else { return };
+        let share = format!("{:.0} %", 100.0 * share);
+        match self.kv_in_huge_pages.iter_mut().find(|(other, _)| *other == share) {
+            Some((_, tests)) if tests.contains(&test) => {}
+            Some((_, tests)) => tests.push(test),
+            None => self.kv_in_huge_pages.push((share, vec![test])),
+        }
+    }
+
+    /// How much of the KV caches lay in huge pages; empty where nothing is known of that.
+    fn kv_text(&self) -> String {
+        if self.kv_in_huge_pages.is_empty() {
+            return String::new();
+        }
+        let part = |(share, tests): &(String, Vec<String>)| format!("{share} ({})", tests.join(", "));
+        let parts: Vec<_> = self.kv_in_huge_pages.iter().map(part).collect();
+        format!("\nKV caches in huge pages: {}\n", parts.join(", "))
+    }
+
     /// Writes what has waited for the end.
     ///
     /// # Errors
@@ -115,7 +142,7 @@ impl Report {
     pub(super) fn finish(self) -> io::Result<()> {
         match self.format {
             BenchFormat::Json => output::json(&Value::Array(self.json)),
-            BenchFormat::Md => output::stream(&(self.notes + &self.profiles)),
+            BenchFormat::Md => output::stream(&format!("{}{}{}", self.notes, self.kv_text(), self.profiles)),
             BenchFormat::Csv | BenchFormat::Jsonl => Ok(()),
         }
     }
@@ -191,6 +218,7 @@ fn fields(
         "losses": operators::losses_json(&info.losses),
         "bit_equal": info.bit_equal,
         "huge_page_share": info.huge_share,
+        "kv_huge_page_share": measured.kv_huge_share,
     });
     if let Some(profile) = &measured.profile {
         out["profile"] = json!(profile);
