@@ -28,7 +28,7 @@ use self::input::{Form, Input};
 use self::sums::Ends;
 use self::tile::{FourBits, MAX_ROWS, PREFETCH_STEPS, TileArgs, TileKind};
 use crate::weights::Panels;
-use crate::{ActMut, ActRef, Kernels, MatMut, MatRef, Par, Scratch, WeightFormat, WeightSlice};
+use crate::{ActMut, ActRef, InputOrder, Kernels, MatMut, MatRef, Par, Scratch, WeightFormat, WeightSlice};
 
 /// How activations are rounded for int8 weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -154,6 +154,8 @@ fn with_product<'c, R>(
     if rows == 0 || cols == 0 {
         return None;
     }
+    let mut sorted = cx.scratch.take(w.input_order().map_or(0, |_| InputOrder::scratch_len(a)));
+    let a = w.input_order().map_or(a, |order| order.sort_act(&cx.par, a, &mut sorted));
     let mut converted = cx.scratch.take(form.scratch_len(a));
     let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
     let tile_rows = if records {

@@ -46,6 +46,7 @@ pub use crate::arena::Arena;
 pub use crate::attention::{
     AttentionParams, AttentionPlan, AttentionSegment, KV_BLOCK, KvLayout, KvMut, KvRef, KvRun, KvSource,
 };
+pub use crate::buffer::huge_pages::share as huge_share;
 pub use crate::buffer::mapped::MappedFile;
 pub use crate::buffer::shared::SharedMemory;
 pub use crate::buffer::{Buffer, HugePages, OutOfMemory, Placement};
@@ -60,6 +61,6 @@ pub use crate::scratch::{Scratch, ScratchBuf};
 pub use crate::table::Kernels;
 pub use crate::view::{ActBuf, ActMut, ActRef, MatMut, MatRef};
 pub use crate::weights::{
-    CodeRows, PackError, PackSpec, PackedWeights, Rounding, UnknownWeightFormat, WeightFormat, WeightLayout,
-    WeightSlice,
+    CodeRows, InputOrder, PackError, PackSpec, PackedWeights, Rounding, UnknownWeightFormat, WeightFormat,
+    WeightLayout, WeightSlice,
 };

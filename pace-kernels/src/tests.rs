@@ -8,6 +8,7 @@ mod embed;
 mod gemm;
 #[cfg(unix)]
 mod guard;
+mod input_order;
 #[cfg(target_arch = "x86_64")]
 mod jit;
 mod kv;

@@ -3,6 +3,7 @@
 mod codes;
 mod format;
 mod four_bits;
+mod input_order;
 mod panels;
 mod quantize;
 mod slice;
@@ -14,6 +15,7 @@ use half::{bf16, f16};
 
 pub use self::codes::CodeRows;
 pub use self::format::{PackSpec, UnknownWeightFormat, WeightFormat, WeightLayout};
+pub use self::input_order::InputOrder;
 pub(crate) use self::panels::Panels;
 pub use self::quantize::Rounding;
 pub use self::slice::WeightSlice;
@@ -33,6 +35,8 @@ pub struct PackedWeights {
     k: usize,
     spec: PackSpec,
     data: Buffer,
+    /// The order in which the inputs are stored, if it is another than the model's.
+    input_order: Option<InputOrder>,
 }
 
 /// Why a matrix was not packed.
@@ -136,7 +140,7 @@ impl PackedWeights {
     /// A matrix without memory.
     fn unpacked(spec: PackSpec, n: usize, k: usize) -> Result<Self, OutOfMemory> {
         check_spec(spec, n);
-        Ok(Self { n, k, spec, data: Buffer::zeroed(0, Placement::default())? })
+        Ok(Self { n, k, spec, data: Buffer::zeroed(0, Placement::default())?, input_order: None })
     }
 
     /// Memory for a matrix, without its weights.
@@ -203,6 +207,24 @@ impl PackedWeights {
         self.spec.layout
     }
 
+    /// The matrix whose inputs were packed in `order`: the weights of input `order[0]`, then those of `order[1]`, and so on.
+    /// Products and rows have them in the model's order.
+    ///
+    /// # Panics
+    /// If the order is not one of k inputs, or the weights are not integers in panels: no others need one.
+    #[must_use]
+    pub fn with_input_order(mut self, order: InputOrder) -> Self {
+        assert_eq!(order.as_slice().len(), self.k, "inputs in order");
+        assert!(self.spec.format.is_quantised(), "{} weights have no groups to sort", self.spec.format);
+        self.input_order = Some(order);
+        self
+    }
+
+    /// The order in which the inputs are stored, if it is another than the model's.
+    pub const fn input_order(&self) -> Option<&InputOrder> {
+        self.input_order.as_ref()
+    }
+
     /// Columns of a product with this matrix: n, or n / 2 if it is paired.
     pub fn result_cols(&self) -> usize {
         if matches!(self.spec.layout, WeightLayout::Panels { paired: true, .. }) {
@@ -233,12 +255,15 @@ impl PackedWeights {
             let (panel, column) = panels.place(i);
             let (weights, scales) = self.panel(&panels, panel);
             panels.load(kernels, column, weights, scales, out);
-            return;
+        } else {
+            match self.spec.format {
+                WeightFormat::F16 => kernels.widen(self.matrix::<f16>().row(i), out),
+                WeightFormat::Bf16 => kernels.widen(self.matrix::<bf16>().row(i), out),
+                _ => kernels.widen(self.matrix::<f32>().row(i), out),
+            }
         }
-        match self.spec.format {
-            WeightFormat::F16 => kernels.widen(self.matrix::<f16>().row(i), out),
-            WeightFormat::Bf16 => kernels.widen(self.matrix::<bf16>().row(i), out),
-            _ => kernels.widen(self.matrix::<f32>().row(i), out),
+        if let Some(order) = &self.input_order {
+            order.restore(out);
         }
     }
 
@@ -264,6 +289,9 @@ impl PackedWeights {
                 let (weights, scales) = self.panel(&panels, panel);
                 let out = &mut scratch[(run.start - rows.start) * self.k..][..run.len() * self.k];
                 panels.load(kernels, column, weights, scales, out);
+                if let Some(order) = &self.input_order {
+                    order.restore(out);
+                }
             }
         } else {
             for (at, i) in rows.clone().enumerate() {

@@ -143,9 +143,21 @@ fn own_format(
     if !options.own_formats {
         return None;
     }
-    let own = |role: &Role| source.codes(&name(role));
-    let (first, rest) = roles.split_first()?;
-    rest.iter().try_fold(own(first)?, |joined, role| codes::join(joined, own(role)?))
+    joined_codes(source, roles.iter().map(name))
+}
+
+/// The format that holds the matrices called `names`, one below the other, as the files have them; none if there is no such
+/// format, or they have their inputs in different orders.
+pub(crate) fn joined_codes(
+    source: &dyn WeightSource,
+    mut names: impl Iterator<Item = impl AsRef<str>>,
+) -> Option<WeightFormat> {
+    let first = names.next()?;
+    let order = source.input_order(first.as_ref());
+    names.try_fold(source.codes(first.as_ref())?, |joined, name| {
+        let own = source.codes(name.as_ref())?;
+        codes::join(joined, own).filter(|_| source.input_order(name.as_ref()) == order)
+    })
 }
 
 #[cfg(test)]

@@ -196,6 +196,7 @@ impl TensorLoader<'_> {
         if let Some(source) = self.source.packed() {
             let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
             let weights = source.matrix(&names, (n, k), spec, &self.arena, &self.par)?;
+            weights.input_order().hash(&mut self.layout);
             (self.progress)(n * k);
             return Ok(Arc::new(weights));
         }
@@ -208,6 +209,7 @@ impl TensorLoader<'_> {
                 return Err(ModelError::OutOfMemory { tensor, bytes: e.bytes });
             }
         };
+        weights.input_order().hash(&mut self.layout);
         if self.arena.is_filled() {
             (self.progress)(n * k);
             return Ok(weights);

@@ -12,7 +12,7 @@ pub mod safetensors;
 
 use std::path::Path;
 
-use pace_kernels::{CodeRows, WeightFormat};
+use pace_kernels::{CodeRows, InputOrder, WeightFormat};
 
 use crate::ModelError;
 
@@ -69,6 +69,13 @@ pub trait WeightSource: Send + Sync {
     /// The format that holds the integers and scales of `name` as they are stored; none for a tensor of floating-point
     /// numbers, or of integers that no format holds.
     fn codes(&self, name: &str) -> Option<WeightFormat> {
+        let _ = name;
+        None
+    }
+
+    /// The order in which [`read_codes`](Self::read_codes) gives the inputs of `name`; none: the model's. In it, the inputs
+    /// that share a scale are neighbours.
+    fn input_order(&self, name: &str) -> Option<&InputOrder> {
         let _ = name;
         None
     }

@@ -62,12 +62,15 @@ fn integers_of_the_files_stay_close_to_transformers() {
         let mut config = config(DType::F32, 2);
         config.load.own_formats = true;
         let engine = start(&model, config).unwrap();
+        let layers = &engine.info().formats.layers;
+        let mut matrices = layers.iter().flat_map(|layer| [layer.qkv, layer.out, layer.up, layer.down]);
+        assert!(matrices.all(|format| format.is_quantised()), "{}: {layers:?}", expected.name);
         let all: Vec<f64> = expected.cases.iter().flat_map(|case| differences(case, &engine)).collect();
         assert_close(&expected.name, DType::Bf16, &all);
         let mean = all.iter().sum::<f64>() / all.len() as f64;
         assert!(mean > 1e-5, "{}: integers were not used", expected.name);
     }
-    assert!(quantised >= 6, "{quantised} fixtures hold integers");
+    assert!(quantised >= 7, "{quantised} fixtures hold integers");
 }
 
 #[test]

@@ -54,6 +54,7 @@ fn a_packed_model_gives_the_bits_of_its_source() {
         (fixture("gqa-tied"), bf16, int8, false),
         (fixture("gguf-quant/model.gguf"), bf16, None, true),
         (fixture("gguf-rope-freqs/model.gguf"), bf16, int8, false),
+        (fixture("gptq-act-order"), bf16, None, true),
     ] {
         let what = format!("{model} {dtype} {quant:?}");
         let dir = tempfile::tempdir().unwrap();

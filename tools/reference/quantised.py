@@ -45,14 +45,21 @@ class Matrix:
         return torch.from_numpy(codes * self.scales.astype(np.float32)[:, self.groups])
 
 
-def quantise(values: np.ndarray, how: Quantisation, rng: np.random.Generator) -> Matrix:
-    """Rounds a matrix [out, in] to integers."""
+def input_name(name: str) -> str:
+    """What the matrices that multiply the same activations have in common, of each tensor's name."""
+    for parts, one in (("q_proj k_proj v_proj", "qkv"), ("gate_proj up_proj", "gate_up")):
+        for part in parts.split():
+            name = name.replace(part, one)
+    return name
+
+
+def quantise(values: np.ndarray, how: Quantisation, order: np.ndarray) -> Matrix:
+    """Rounds a matrix [out, in] to integers. With act-order, groups are cut from its inputs in this order."""
     inputs = values.shape[1]
     group = how.group or inputs
     groups = np.arange(inputs) // group
     if how.act_order:
-        # GPTQ goes through the inputs by their importance, and cuts that order into groups.
-        groups[rng.permutation(inputs)] = np.arange(inputs) // group
+        groups[order] = np.arange(inputs) // group
     members = [values[:, groups == at] for at in range(inputs // group)]
     low = np.stack([np.minimum(part.min(axis=1), 0) for part in members], axis=1)
     high = np.stack([np.maximum(part.max(axis=1), 0) for part in members], axis=1)
@@ -137,13 +144,14 @@ def write_weights(
     tensors: dict[str, torch.Tensor], how: Quantisation, directory: Path, seed: int
 ) -> dict[str, torch.Tensor]:
     """Writes model.safetensors with the projections quantised; returns what its tensors stand for."""
-    rng = np.random.default_rng(seed)
     stored, meant = {}, {}
     for name, tensor in tensors.items():
         if not name.endswith("_proj.weight"):
             stored[name] = meant[name] = tensor
             continue
-        matrix = quantise(tensor.float().numpy(), how, rng)
+        # GPTQ goes through inputs by their activations, so matrices that have the same ones have one order.
+        rng = np.random.default_rng([seed, *input_name(name).encode()])
+        matrix = quantise(tensor.float().numpy(), how, rng.permutation(tensor.shape[1]))
         made = parts(name.removesuffix(".weight"), matrix, how)
         stored |= {part: torch.from_numpy(np.ascontiguousarray(value)) for part, value in made.items()}
         meant[name] = matrix.dequantised()

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{PackedWeights, Panels};
+use super::{InputOrder, PackedWeights, Panels};
 
 /// Inputs that a slice starts at a multiple of, unless the format's groups are larger: a group of
 /// quantised activations.
@@ -20,9 +20,13 @@ pub struct WeightSlice<'a> {
 }
 
 impl PackedWeights {
-    /// Inputs that a [slice](Self::slice) starts at a multiple of: 64, or the format's group if that is larger.
+    /// Inputs that a [slice](Self::slice) starts at a multiple of: 64, or the format's group if that is larger; all of them
+    /// where they are stored in another order than the model's.
     pub fn input_unit(&self) -> usize {
-        INPUTS.max(self.format().group().unwrap_or(INPUTS))
+        match self.input_order() {
+            Some(_) => self.k().max(1),
+            None => INPUTS.max(self.format().group().unwrap_or(INPUTS)),
+        }
     }
 
     /// The weights of some outputs and inputs. `outputs` are columns of a product, `0..result_cols()`:
@@ -60,6 +64,11 @@ impl WeightSlice<'_> {
     /// Columns of a product with this slice.
     pub fn result_cols(&self) -> usize {
         self.result_cols
+    }
+
+    /// The order in which the inputs are stored, if it is another than the model's.
+    pub(crate) const fn input_order(&self) -> Option<&'_ InputOrder> {
+        self.weights.input_order()
     }
 
     /// Whether it holds parts of a gate and of an up matrix.

@@ -15,7 +15,7 @@ impl PackedWeights {
     pub const LAYOUT_VERSION: u32 = 1;
 
     /// The matrix as it lies in memory: little-endian numbers where the CPU is. It depends on the spec, n and k how many
-    /// bytes these are, and what they mean.
+    /// bytes these are, and what they mean. An [order of the inputs](Self::input_order) is not among them.
     pub fn stored(&self) -> &[u8] {
         // The size of every layout is a multiple of 2 bytes.
         bytemuck::cast_slice(self.data.as_slice::<bf16>())

@@ -9,6 +9,7 @@ use pace_kernels::{CodeRows, PackError, PackSpec, PackedWeights, Rounding, Weigh
 use super::{ABSURD, Part, TensorLoader, overlaps};
 use crate::ModelError;
 use crate::arch::unpermute_row;
+use crate::formats::joined_codes;
 use crate::weights::codes;
 
 /// Rows that are read in f32 and quantised at a time.
@@ -71,9 +72,9 @@ impl TensorLoader<'_> {
         spec: PackSpec,
         rounding: Rounding<'_>,
     ) -> Result<PackedWeights, PackError<ModelError>> {
-        let own =
-            self.options.own_formats && parts.iter().all(|part| self.source.codes(&part.name).is_some());
-        PackedWeights::pack_codes_in(&self.arena, spec, n, k, &self.par, |rows, out| {
+        let own = self.options.own_formats
+            && joined_codes(self.source, parts.iter().map(|part| &part.name)).is_some();
+        let packed = PackedWeights::pack_codes_in(&self.arena, spec, n, k, &self.par, |rows, out| {
             for (part, own_rows) in overlaps(parts, &rows) {
                 let at = own_rows.start - rows.start..own_rows.end - rows.start;
                 let first = own_rows.start - part.rows.start;
@@ -86,6 +87,12 @@ impl TensorLoader<'_> {
             }
             (self.progress)(out.codes.len());
             Ok(())
+        })?;
+        // All parts have the same one.
+        let order = parts.first().filter(|_| own).and_then(|part| self.source.input_order(&part.name));
+        Ok(match order {
+            Some(order) => packed.with_input_order(order.clone()),
+            None => packed,
         })
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! pace.json                what was packed: the manifest
-//! model.pace.safetensors   matrices as they lie in memory (U8), one for each fused matrix; then vectors (F32)
+//! model.pace.safetensors   matrices as they lie in memory (U8), one for each fused matrix; then vectors (F32), and the
+//!                          orders of inputs (U32) of matrices that have them in another one than the model
 //! ```
 //!
 //! Matrices start at multiples of 64 bytes, so that they can be used from a mapping, and are zeros up to the next one. They
@@ -13,11 +14,13 @@ mod checksum;
 mod manifest;
 mod write;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use pace_kernels::{Arena, DType, PackError, PackSpec, PackedWeights, Par, WeightFormat, WeightLayout};
+use pace_kernels::{
+    Arena, DType, InputOrder, PackError, PackSpec, PackedWeights, Par, WeightFormat, WeightLayout,
+};
 
 pub use self::manifest::{Loss, Manifest, MatrixEntry, Origin, OriginFile, OriginKind, PartEntry};
 pub(crate) use self::write::PackedMatrix;
@@ -45,6 +48,8 @@ pub struct PackedSource {
     /// Where each matrix of the manifest begins in the file.
     offsets: Vec<u64>,
     matrices: HashMap<String, usize>,
+    /// The names of the orders of inputs.
+    orders: HashSet<String>,
 }
 
 impl PackedSource {
@@ -77,10 +82,18 @@ impl PackedSource {
             return Err(ModelError::field(&manifest_path, "header_sha256", what));
         }
         let (tensors, by_name, matrices) = (Vec::new(), HashMap::new(), HashMap::new());
-        let offsets = Vec::new();
-        let mut source = Self { manifest_path, manifest, weights, tensors, by_name, offsets, matrices };
+        let (offsets, orders) = (Vec::new(), HashSet::new());
+        let mut source =
+            Self { manifest_path, manifest, weights, tensors, by_name, offsets, matrices, orders };
         source.add_matrices()?;
         source.add_vectors()?;
+        if source.weights.metadata("id") != Some(&source.manifest.id()) {
+            let what = format!(
+                "are not what {WEIGHTS} was written with: a format, a layout or a checksum was changed; {}",
+                source.manifest.again()
+            );
+            return Err(source.manifest_error("matrices", what));
+        }
         Ok(source)
     }
 
@@ -120,8 +133,24 @@ impl PackedSource {
             let what = format!("is not packed as one matrix; {}", self.manifest.again());
             return Err(ModelError::tensor(&self.manifest_path, name, what));
         };
-        let (entry, offset) = (&self.manifest.matrices[at], self.offsets[at]);
+        let entry = &self.manifest.matrices[at];
         self.check_asked(entry, n, k, spec)?;
+        let weights = self.stored_matrix(entry, self.offsets[at], arena, par)?;
+        if entry.input_order.is_none() {
+            return Ok(weights);
+        }
+        Ok(weights.with_input_order(self.input_order(entry)?))
+    }
+
+    /// A matrix, its inputs as they are stored.
+    fn stored_matrix(
+        &self,
+        entry: &MatrixEntry,
+        offset: u64,
+        arena: &Arena,
+        par: &Par<'_>,
+    ) -> Result<PackedWeights, ModelError> {
+        let (n, k, spec, name) = (entry.n, entry.k, entry.spec(), entry.name());
         let file = self.weights.single_file();
         let wrong = |e| ModelError::io(file.path(), e);
         if let Some(map) = file.mapping() {
@@ -134,6 +163,16 @@ impl PackedSource {
                 ModelError::tensor(file.path(), name, "ends too early: the file was changed or truncated")
             }
             PackError::Fill(e) => wrong(e),
+        })
+    }
+
+    /// The order in which the inputs of a matrix are stored.
+    fn input_order(&self, entry: &MatrixEntry) -> Result<InputOrder, ModelError> {
+        let (name, mut order) = (entry.order_name(), vec![0u32; entry.k]);
+        self.weights.read_bytes(&name, 0, bytemuck::cast_slice_mut(&mut order))?;
+        InputOrder::new(order).ok_or_else(|| {
+            let what = format!("does not have each of {} inputs once; {}", entry.k, self.manifest.again());
+            ModelError::tensor(self.weights.path(&name), name, what)
         })
     }
 
@@ -231,6 +270,14 @@ impl PackedSource {
             if let Err(what) = check_place(entry, &stored) {
                 return fail(format!("{what}; {}", self.manifest.again()));
             }
+            if entry.input_order.is_some() {
+                let stored = self.weights.info(&entry.order_name());
+                if stored.is_none_or(|info| info.format != "U32" || info.shape != [entry.k]) {
+                    let (name, k, again) = (entry.order_name(), entry.k, self.manifest.again());
+                    return fail(format!("has no `{name}`, U32 of shape [{k}], in {WEIGHTS}; {again}"));
+                }
+                self.orders.insert(entry.order_name());
+            }
             for part in &entry.parts {
                 let format = entry.format.to_string();
                 let info = TensorInfo { name: part.name.clone(), shape: vec![part.rows, entry.k], format };
@@ -248,7 +295,7 @@ impl PackedSource {
     /// What else is in the file: vectors, and nothing that the manifest does not know.
     fn add_vectors(&mut self) -> Result<(), ModelError> {
         for info in self.weights.tensors() {
-            if self.matrices.contains_key(&info.name) {
+            if self.matrices.contains_key(&info.name) || self.orders.contains(&info.name) {
                 continue;
             }
             let fail =

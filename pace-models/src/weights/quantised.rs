@@ -19,7 +19,7 @@ mod rows;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use pace_kernels::{CodeRows, WeightFormat};
+use pace_kernels::{CodeRows, InputOrder, WeightFormat};
 
 use self::cache::Cache;
 use self::columns::Columns;
@@ -230,6 +230,10 @@ impl WeightSource for QuantisedSource {
 
     fn codes(&self, name: &str) -> Option<WeightFormat> {
         self.module(name).and_then(|(_, module)| module.format())
+    }
+
+    fn input_order(&self, name: &str) -> Option<&InputOrder> {
+        self.module(name).and_then(|(_, module)| module.input_order())
     }
 
     fn read_codes(

@@ -28,6 +28,14 @@ impl PackedSource {
         expected.push(("vectors".to_owned(), &self.manifest.vectors_sha256));
         let mut parts: Vec<Vec<(u64, u64)>> = matrices.map(|(m, &offset)| vec![(offset, m.bytes)]).collect();
         parts.push(self.vectors());
+        for entry in &self.manifest.matrices {
+            let Some(sha256) = &entry.input_order else { continue };
+            let name = entry.order_name();
+            parts.push(
+                self.weights.stored(&name).map(|stored| (stored.offset, stored.bytes)).into_iter().collect(),
+            );
+            expected.push((name, sha256));
+        }
         let found = of_all(&parts, |part| of_ranges(file, part, progress))?;
         for (found, (name, expected)) in found.iter().zip(expected) {
             if found != expected {
@@ -45,7 +53,7 @@ impl PackedSource {
     /// Where the vectors lie: offsets and bytes, in the order of the file.
     fn vectors(&self) -> Vec<(u64, u64)> {
         let names = self.weights.tensors().iter().map(|info| &info.name);
-        let vectors = names.filter(|name| !self.matrices.contains_key(*name));
+        let vectors = names.filter(|name| !self.matrices.contains_key(*name) && !self.orders.contains(*name));
         vectors
             .filter_map(|name| self.weights.stored(name))
             .map(|stored| (stored.offset, stored.bytes))

@@ -8,7 +8,7 @@ use pace_kernels::{PackSpec, PackedWeights, WeightFormat, WeightLayout};
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::MAX_SIDE;
+use super::{MAX_SIDE, checksum};
 use crate::ModelError;
 use crate::file::{clip, read_bytes};
 
@@ -113,6 +113,9 @@ pub struct MatrixEntry {
     pub bytes: u64,
     /// SHA-256 of these.
     pub sha256: String,
+    /// SHA-256 of the order in which its inputs are stored, if that is not the model's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_order: Option<String>,
 }
 
 /// A tensor in a packed matrix.
@@ -155,6 +158,12 @@ impl Manifest {
         serde_json::from_slice(&bytes).map_err(wrong)
     }
 
+    /// A name for what is in the file of the weights, and for what it means: no other file has a header with it.
+    pub(super) fn id(&self) -> String {
+        let matrices = serde_json::to_vec(&self.matrices).expect("a list of numbers and texts is JSON");
+        checksum::of_bytes([&matrices[..], self.vectors_sha256.as_bytes()])
+    }
+
     /// What to do about a pack that is not right.
     pub(super) fn again(&self) -> String {
         let command = if self.matrices.iter().any(|m| m.format.is_quantised()) { "quantize" } else { "pack" };
@@ -167,6 +176,11 @@ impl MatrixEntry {
     pub fn name(&self) -> String {
         let names: Vec<&str> = self.parts.iter().map(|part| part.name.as_str()).collect();
         clip(&joined(&names))
+    }
+
+    /// The name of the order of its inputs in the file.
+    pub(super) fn order_name(&self) -> String {
+        format!("{}.input_order", self.name())
     }
 
     /// How it is packed.
@@ -183,6 +197,12 @@ impl MatrixEntry {
         }
         if !(1..MAX_SIDE).contains(&self.n) || !(1..MAX_SIDE).contains(&self.k) {
             return Err(format!("[{}, {}] is no matrix of a model", self.n, self.k));
+        }
+        if self.input_order.is_some() && !self.format.is_quantised() {
+            return Err(format!(
+                "has an order of its inputs, but is {}: integers alone have one",
+                self.format
+            ));
         }
         match self.panel {
             None if self.format.is_quantised() => {

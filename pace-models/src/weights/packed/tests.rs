@@ -272,12 +272,15 @@ fn a_manifest_that_lies_is_refused() {
         ("/matrices/0/k", json!(144), "takes"),
         ("/matrices/0/k", json!(u64::MAX), "no matrix of a model"),
         ("/matrices/0/bytes", json!(64), "takes"),
+        ("/matrices/0/sha256", json!("00"), "`matrices`: are not what"),
+        ("/matrices/0/input_order", json!("00"), "input_order`, U32 of shape"),
         ("/matrices/0/parts/0/name", json!("other"), "is not in"),
         ("/matrices/0/parts/0/rows", json!(u64::MAX), "its parts do not have them"),
     ];
     for (field, value, word) in lies {
         let mut manifest = sample.manifest.clone();
-        *manifest.pointer_mut(field).unwrap() = value.clone();
+        let (object, key) = field.rsplit_once('/').unwrap();
+        manifest.pointer_mut(object).unwrap()[key] = value.clone();
         sample.write(&manifest, &sample.weights);
         let message = sample.error();
         assert!(message.contains(word) && message.contains(MANIFEST), "{field} {value}: {message}");

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use pace_kernels::{PackedWeights, WeightLayout};
+use pace_kernels::{InputOrder, PackedWeights, WeightLayout};
 use serde_json::{Map, Value, json};
 
 use super::manifest::{Loss, Manifest, MatrixEntry, Origin, OriginKind, PartEntry};
@@ -48,7 +48,13 @@ impl PackedModel {
     /// Bytes that [`write`](Self::write) writes, but for headers of some kilobytes.
     pub fn bytes(&self) -> u64 {
         let matrices: u64 = self.matrices.iter().map(|m| padded(m.weights.bytes())).sum();
-        matrices + self.vectors.iter().map(|(_, vector)| size_of_val(&**vector) as u64).sum::<u64>()
+        let vectors: u64 = self.vectors.iter().map(|(_, vector)| size_of_val(&**vector) as u64).sum();
+        matrices + vectors + self.orders().map(|order| size_of_val(order) as u64).sum::<u64>()
+    }
+
+    /// The orders of inputs, of those matrices that have one.
+    fn orders(&self) -> impl Iterator<Item = &[u32]> {
+        self.matrices.iter().filter_map(|m| m.weights.input_order()).map(InputOrder::as_slice)
     }
 
     /// What weights lost when they became integers.
@@ -104,11 +110,8 @@ impl PackedModel {
 
     /// Everything before the data, padded so that these begin at a multiple of [`ALIGNMENT`].
     fn header(&self, manifest: &Manifest) -> Vec<u8> {
-        // A name for what is in the file, so that no other file of the same shapes has this header.
-        let sums = manifest.matrices.iter().map(|m| m.sha256.as_bytes());
-        let id = checksum::of_bytes(sums.chain([manifest.vectors_sha256.as_bytes()]));
         let mut tensors = Map::new();
-        tensors.insert("__metadata__".to_owned(), json!({"format": "pace", "id": id}));
+        tensors.insert("__metadata__".to_owned(), json!({"format": "pace", "id": manifest.id()}));
         let mut start = 0;
         let mut add = |name: String, dtype: &str, elements: u64, bytes: u64| {
             let offsets = [start, start + bytes];
@@ -121,6 +124,9 @@ impl PackedModel {
         }
         for (name, vector) in &self.vectors {
             add(name.clone(), "F32", vector.len() as u64, size_of_val(&**vector) as u64);
+        }
+        for entry in manifest.matrices.iter().filter(|m| m.input_order.is_some()) {
+            add(entry.order_name(), "U32", entry.k as u64, (entry.k * size_of::<u32>()) as u64);
         }
         let mut json = Value::Object(tensors).to_string().into_bytes();
         let length = size_of::<u64>();
@@ -150,6 +156,10 @@ impl PackedModel {
             file.write_all(bytemuck::cast_slice(vector))?;
             step(size_of_val(&**vector) as u64)?;
         }
+        for order in self.orders() {
+            file.write_all(bytemuck::cast_slice(order))?;
+            step(size_of_val(order) as u64)?;
+        }
         // Programs map the file and count on its numbers to stay: it is replaced, never changed.
         file.set_permissions(fs::Permissions::from_mode(0o444))?;
         file.sync_all()
@@ -159,6 +169,7 @@ impl PackedModel {
 impl PackedMatrix {
     fn entry(&self, sha256: String) -> MatrixEntry {
         let weights = &self.weights;
+        let order = weights.input_order();
         let (panel, paired) = match weights.layout() {
             WeightLayout::Rows => (None, false),
             WeightLayout::Panels { width, paired } => (Some(width), paired),
@@ -173,6 +184,7 @@ impl PackedMatrix {
             paired,
             bytes: weights.bytes() as u64,
             sha256,
+            input_order: order.map(|order| checksum::of_bytes([bytemuck::cast_slice(order.as_slice())])),
         }
     }
 }

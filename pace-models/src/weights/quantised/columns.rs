@@ -10,7 +10,7 @@
 //! The first format of GPTQ stores zeros less 1, cut to their bits.
 
 use super::config::{Scheme, check_groups, expect};
-use super::module::{ByColumns, Module, Stored, Unpacked};
+use super::module::{ByColumns, Module, Scattered, Stored, Unpacked};
 use crate::ModelError;
 use crate::weights::safetensors::SafetensorsSource;
 use crate::weights::{TensorInfo, WeightSource};
@@ -21,8 +21,6 @@ pub(super) struct Columns {
     weights: Vec<u32>,
     zeros: Vec<u32>,
     scales: Vec<f32>,
-    /// The group of each input; empty where the inputs of a group are neighbours.
-    order: Vec<u32>,
 }
 
 /// Checks the parts of the matrix `prefix`, whose `qweight` is `info`.
@@ -52,7 +50,7 @@ pub(super) fn find(
         return Err(fail(format!("{outputs} outputs; a multiple of {in_word} is right")));
     }
     let (prefix, stored) = (prefix.to_owned(), Stored::Columns(stored));
-    let mut module = Module { prefix, outputs, inputs, bits, group, symmetric, scattered: false, stored };
+    let mut module = Module { prefix, outputs, inputs, bits, group, symmetric, scattered: None, stored };
     let name = |part: &str| format!("{}.{part}", module.prefix);
     expect(files, &info.name, &["I32"], &info.shape)?;
     expect(files, &name("qzeros"), &["I32"], &[module.groups(), outputs / in_word])?;
@@ -60,7 +58,7 @@ pub(super) fn find(
     let order = name("g_idx");
     if files.info(&order).is_some() || act_order {
         expect(files, &order, &["I32"], &[inputs])?;
-        module.scattered = !is_in_order(files, &order, &module)?;
+        module.scattered = scattered(files, &order, &module)?;
     }
     Ok(module)
 }
@@ -71,13 +69,8 @@ impl Columns {
         let name = |part: &str| format!("{}.{part}", module.prefix);
         let mut scales = vec![0.0; module.groups() * module.outputs];
         files.read_any_f32(&name("scales"), 0, &mut scales)?;
-        let order = if module.scattered { words(files, &name("g_idx"))? } else { Vec::new() };
-        Ok(Self {
-            weights: words(files, &name("qweight"))?,
-            zeros: words(files, &name("qzeros"))?,
-            scales,
-            order,
-        })
+        let (weights, zeros) = (words(files, &name("qweight"))?, words(files, &name("qzeros"))?);
+        Ok(Self { weights, zeros, scales })
     }
 
     /// Writes the codes of some rows from `first` on; returns what belongs to them.
@@ -110,7 +103,7 @@ impl Columns {
                 zeros.push(zero);
             }
         }
-        Ok(Unpacked { scales, zeros, order: self.order.clone() })
+        Ok(Unpacked { scales, zeros })
     }
 
     fn gptq_codes<const BITS: usize>(&self, module: &Module, first: usize, codes: &mut [u8]) {
@@ -160,15 +153,21 @@ impl Columns {
 /// The lowest bit of each of the eight outputs of a word.
 const AWQ_SHIFTS: [usize; 8] = [0, 16, 4, 20, 8, 24, 12, 28];
 
-/// Whether the inputs of every group are neighbours, once all groups are known to exist.
-fn is_in_order(files: &SafetensorsSource, name: &str, module: &Module) -> Result<bool, ModelError> {
-    let order = words(files, name)?;
+/// Where the inputs of the groups are, if they are not neighbours, once all groups are known to exist.
+fn scattered(
+    files: &SafetensorsSource,
+    name: &str,
+    module: &Module,
+) -> Result<Option<Scattered>, ModelError> {
+    let of_inputs = words(files, name)?;
     let groups = module.groups();
-    if let Some(at) = order.iter().position(|&group| group as usize >= groups) {
-        let what = format!("element {at} is {}; from 0 to {} is right", order[at].cast_signed(), groups - 1);
+    if let Some(at) = of_inputs.iter().position(|&group| group as usize >= groups) {
+        let what =
+            format!("element {at} is {}; from 0 to {} is right", of_inputs[at].cast_signed(), groups - 1);
         return Err(ModelError::tensor(files.path(name), name, what));
     }
-    Ok(order.iter().enumerate().all(|(input, &group)| group as usize == input / module.group))
+    let in_order = of_inputs.iter().enumerate().all(|(input, &group)| group as usize == input / module.group);
+    Ok((!in_order).then(|| Scattered::new(of_inputs, module.group)))
 }
 
 /// All of a tensor of 32-bit words.

@@ -1,6 +1,6 @@
 //! [`Module`]: a quantised matrix, whatever the tensors are that hold it.
 
-use pace_kernels::{CodeRows, WeightFormat};
+use pace_kernels::{CodeRows, InputOrder, WeightFormat};
 
 use crate::weights::codes;
 
@@ -18,9 +18,28 @@ pub(super) struct Module {
     pub(super) group: usize,
     /// Whether the zero is the middle code, always.
     pub(super) symmetric: bool,
-    /// Whether the inputs of a group are not neighbours (act-order).
-    pub(super) scattered: bool,
+    /// Where the inputs of a group are, if they are not neighbours (act-order).
+    pub(super) scattered: Option<Scattered>,
     pub(super) stored: Stored,
+}
+
+/// Groups of inputs that lie anywhere in a row.
+#[derive(Debug)]
+pub(super) struct Scattered {
+    /// The group of each input.
+    pub(super) groups: Vec<u32>,
+    /// The inputs sorted by group; none if some groups have more of them than others.
+    pub(super) sorted: Option<InputOrder>,
+}
+
+impl Scattered {
+    /// `groups` are the groups of inputs, of which each should have `size`.
+    pub(super) fn new(groups: Vec<u32>, size: usize) -> Self {
+        let mut inputs: Vec<u32> = (0..).take(groups.len()).collect();
+        inputs.sort_by_key(|&input| groups[input as usize]);
+        let even = inputs.iter().enumerate().all(|(at, &input)| groups[input as usize] as usize == at / size);
+        Self { groups, sorted: InputOrder::new(inputs).filter(|_| even) }
+    }
 }
 
 /// In what order a matrix is stored.
@@ -57,8 +76,6 @@ pub(super) struct Unpacked {
     pub(super) scales: Vec<f32>,
     /// The codes that stand for 0, `[rows, groups]`.
     pub(super) zeros: Vec<u8>,
-    /// The group of each input; empty where the inputs of a group are neighbours.
-    pub(super) order: Vec<u32>,
 }
 
 impl Module {
@@ -105,10 +122,15 @@ impl Module {
         1 << (self.bits - 1)
     }
 
-    /// The format that holds the integers and scales as they are; none if the groups are not made of groups that a format
-    /// has.
+    /// The order of the inputs in which groups are neighbours, if that is not the model's.
+    pub(super) fn input_order(&self) -> Option<&InputOrder> {
+        self.scattered.as_ref()?.sorted.as_ref()
+    }
+
+    /// The format that holds the integers and scales as they are, inputs in the order of
+    /// [`input_order`](Self::input_order); none if the groups are not made of groups that a format has.
     pub(super) fn format(&self) -> Option<WeightFormat> {
-        if self.scattered {
+        if self.scattered.is_some() && self.input_order().is_none() {
             return None;
         }
         // A group that is a whole row may end in the middle of a format's group; one that divides the row pads nothing.
@@ -129,6 +151,13 @@ impl Module {
 
     /// Turns rows whose codes are in place into rows of `format`, the module's own.
     pub(super) fn store(&self, format: WeightFormat, unpacked: &Unpacked, rows: &mut CodeRows<'_>) {
+        if let Some(order) = self.input_order() {
+            let mut stored = vec![0; self.inputs];
+            for row in rows.codes.chunks_exact_mut(self.inputs) {
+                stored.copy_from_slice(row);
+                order.sort(&stored, row);
+            }
+        }
         if !format.has_min() {
             let shift = format.zero() - self.middle();
             rows.codes.iter_mut().for_each(|code| *code += shift);
@@ -150,17 +179,17 @@ impl Module {
         let rows = unpacked.scales.chunks_exact(groups).zip(unpacked.zeros.chunks_exact(groups));
         let codes = codes.chunks_exact(self.inputs).zip(out.chunks_exact_mut(self.inputs));
         for ((scales, zeros), (codes, out)) in rows.zip(codes) {
-            if unpacked.order.is_empty() {
+            if let Some(scattered) = &self.scattered {
+                for ((out, &code), &group) in out.iter_mut().zip(codes).zip(&scattered.groups) {
+                    let (scale, zero) = (scales[group as usize], zeros[group as usize]);
+                    *out = (f32::from(code) - f32::from(zero)) * scale;
+                }
+            } else {
                 let cut = codes.chunks_exact(self.group).zip(out.chunks_exact_mut(self.group));
                 for ((codes, out), (&scale, &zero)) in cut.zip(scales.iter().zip(zeros)) {
                     for (out, &code) in out.iter_mut().zip(codes) {
                         *out = (f32::from(code) - f32::from(zero)) * scale;
                     }
-                }
-            } else {
-                for ((out, &code), &group) in out.iter_mut().zip(codes).zip(&unpacked.order) {
-                    let (scale, zero) = (scales[group as usize], zeros[group as usize]);
-                    *out = (f32::from(code) - f32::from(zero)) * scale;
                 }
             }
         }

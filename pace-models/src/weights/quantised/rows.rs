@@ -54,7 +54,7 @@ pub(super) fn find(
     let symmetric =
         find_zeros(files, prefix, stored, [outputs.div_ceil((32 / bits) as usize), groups], zero_points)?;
     let (prefix, stored) = (prefix.to_owned(), Stored::Rows(stored));
-    Ok(Some(Module { prefix, outputs, inputs, bits, group, symmetric, scattered: false, stored }))
+    Ok(Some(Module { prefix, outputs, inputs, bits, group, symmetric, scattered: None, stored }))
 }
 
 /// Checks the tensor of zero points, if it is there or has to be, which has the shape `packed` if it is packed; returns
@@ -125,7 +125,7 @@ pub(super) fn unpack(
         let name = zeros_name(&module.prefix);
         return Err(ModelError::tensor(files.path(&name), name, what));
     }
-    Ok(Unpacked { scales, zeros, order: Vec::new() })
+    Ok(Unpacked { scales, zeros })
 }
 
 /// The codes that stand for 0, `[rows, groups]`.

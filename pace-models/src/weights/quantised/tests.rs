@@ -191,7 +191,7 @@ fn ordinary(name: &str) -> Tensor {
     (name.to_owned(), "F16", vec![2], vec![0, 0x3c, 0, 0x40])
 }
 
-/// Rows of a matrix in `format`, as numbers.
+/// Rows of a matrix in `format`, as numbers in the order of the model's inputs.
 fn rows(
     source: &QuantisedSource,
     first: usize,
@@ -205,6 +205,12 @@ fn rows(
     let mut rows = CodeRows { codes: &mut codes, scales: &mut scales, mins: &mut mins };
     source.read_codes("a.weight", first, format, &mut rows)?;
     dequantise(format, k, &rows, &mut out);
+    if let Some(order) = source.input_order("a.weight") {
+        for row in out.chunks_exact_mut(k) {
+            let sorted = row.to_vec();
+            order.as_slice().iter().zip(sorted).for_each(|(&input, weight)| row[input as usize] = weight);
+        }
+    }
     Ok(out)
 }
 
@@ -270,18 +276,24 @@ fn gptq_in_every_kind() {
 }
 
 #[test]
-fn gptq_in_act_order_is_read_as_numbers() {
-    for (bits, symmetric) in [(4, true), (4, false), (8, true), (8, false)] {
+fn gptq_in_act_order_is_sorted_by_group() {
+    for (bits, symmetric, format) in
+        [(4, true, Int4(32)), (4, false, Int4Min(32)), (8, true, Int8Group(32)), (8, false, Int8Min(32))]
+    {
         let mut matrix = Matrix::new((16, 128), bits, 32, symmetric);
         matrix.order = (0..128).map(|input| input * 7 % 4).collect();
         let mut config = gptq_config(bits, 32, symmetric);
-        check(&config, &matrix.gptq("a", 1), &matrix, None, "act-order");
+        check(&config, &matrix.gptq("a", 1), &matrix, Some(format), "act-order");
         config["desc_act"] = json!(true);
-        check(&config, &matrix.gptq("a", 1), &matrix, None, "act-order");
+        check(&config, &matrix.gptq("a", 1), &matrix, Some(format), "act-order");
+        // Groups that differ in size are no groups of a format.
+        matrix.order[3] = 0;
+        check(&config, &matrix.gptq("a", 1), &matrix, None, "uneven groups");
         // In order after all.
         let matrix = Matrix::new((16, 128), bits, 32, symmetric);
         let (_dir, source) = open(&config, &matrix.gptq("a", 1));
-        assert!(source.unwrap().codes("a.weight").is_some());
+        let source = source.unwrap();
+        assert_eq!((source.codes("a.weight"), source.input_order("a.weight")), (Some(format), None));
     }
 }
 
