@@ -6,7 +6,7 @@ use super::common::pace;
 use super::{json, keys};
 
 /// The keys of a result, as documented.
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 33] = [
     "model",
     "size_bytes",
     "params",
