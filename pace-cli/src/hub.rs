@@ -109,7 +109,8 @@ impl Models {
         })
     }
 
-    /// Until the guard goes, Ctrl-C, or another signal that ends, ends a download in good order: what is there stays and is continued the next time.
+    /// Until the guard goes, Ctrl-C, or another signal that ends, ends a download in good order: what is there stays and is
+    /// continued the next time.
     ///
     /// # Errors
     /// The system does not let this process watch for it.
@@ -255,6 +256,8 @@ pub(crate) fn resolve(env: &Env, text: Option<&str>) -> Result<String> {
     let models = Models::new(env)?;
     let watching = models.watch()?;
     let path = models.get(&wanted)?;
+    // Its last step may have ended before it saw the signal.
+    models.progress.check()?;
     drop(watching);
     path.into_os_string().into_string().map_err(|path| anyhow!("{} is not UTF-8", path.display()))
 }

@@ -2,7 +2,7 @@
 //!
 //! Ctrl-C (SIGINT), `kill` (SIGTERM) and a terminal that closes (SIGHUP) end work that has something to tidy up; an answer
 //! in a conversation is stopped by Ctrl-C alone. Signals that were ignored when the process began, as `nohup` has it,
-//! still are.
+//! still are, where `/proc` tells.
 
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};

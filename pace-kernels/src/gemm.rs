@@ -154,8 +154,11 @@ fn with_product<'c, R>(
     if rows == 0 || cols == 0 {
         return None;
     }
-    let mut sorted = cx.scratch.take(w.input_order().map_or(0, |_| InputOrder::scratch_len(a)));
-    let a = w.input_order().map_or(a, |order| order.sort_act(&cx.par, a, &mut sorted));
+    let mut sorted = w.input_order().map(|_| cx.scratch.take(InputOrder::scratch_len(a)));
+    let a = match (w.input_order(), &mut sorted) {
+        (Some(order), Some(sorted)) => order.sort_act(&cx.par, a, sorted),
+        _ => a,
+    };
     let mut converted = cx.scratch.take(form.scratch_len(a));
     let input = Input::prepare(kernels, &cx.par, &form, a, &mut converted);
     let tile_rows = if records {

@@ -55,6 +55,8 @@ pub fn examine(
         placement: config.load.placement,
         huge_share,
         weight_bytes,
+        kv_cache: config.kv_cache.kind,
+        operators: &config.load.operators,
     };
     Ok(Report { checks: checks(&facts), isa: config.isa.to_string(), limits, machine })
 }

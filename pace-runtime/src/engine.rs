@@ -370,8 +370,9 @@ impl EngineHandle {
         if !request.stop.is_empty() && tokenizer.is_none() {
             return Err(RuntimeError::NoTokenizer { model: info.model.clone() });
         }
-        config.kv_cache.check(request.ctx_size.unwrap_or(info.spec.max_positions))?;
-        config.kv_plan().need(&info.spec, request.room(&info.spec), &counters.kv).map(|_| ())
+        let room = request.room(&info.spec);
+        config.kv_cache.check(request.ctx_size.map_or(info.spec.max_positions, |_| room))?;
+        config.kv_plan().need(&info.spec, room, &counters.kv).map(|_| ())
     }
 
     /// Queues a completion. `max_new_tokens` is cut to what the model's context leaves.

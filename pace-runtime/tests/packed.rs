@@ -83,6 +83,40 @@ fn a_packed_model_gives_the_bits_of_its_source() {
 }
 
 #[test]
+fn a_damaged_order_of_inputs_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = dir.path().join("packed");
+    let config = options(DType::Bf16, None, true);
+    pack(&fixture("gptq-act-order"), &config, &packed, false).unwrap();
+    let weights = packed.join("model.pace.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+    let (name, tensor) =
+        header.as_object().unwrap().iter().find(|(name, _)| name.ends_with(".input_order")).unwrap();
+    let at = data + tensor["data_offsets"][0].as_u64().unwrap() as usize;
+    let open = || {
+        let files = ModelFiles::open(&ModelRef::Directory(packed.clone())).unwrap();
+        let found = files.source().packed().unwrap().verify(&|_| {});
+        (found, start(&ModelRef::Directory(packed.clone()), config.clone()))
+    };
+    let (found, engine) = open();
+    assert!(found.is_ok() && engine.is_ok());
+    // The first input twice, and one that is not there.
+    let first = bytes[at..at + 4].to_vec();
+    for (second, what) in [(first, "twice"), (vec![0xff; 4], "not there")] {
+        bytes[at + 4..at + 8].copy_from_slice(&second);
+        std::fs::remove_file(&weights).unwrap();
+        std::fs::write(&weights, &bytes).unwrap();
+        let (found, engine) = open();
+        let found = found.unwrap_err().to_string();
+        assert!(found.contains(name) && found.contains("is damaged"), "{what}: {found}");
+        let error = engine.err().unwrap().to_string();
+        assert!(error.contains(name) && error.contains("inputs once"), "{what}: {error}");
+    }
+}
+
+#[test]
 fn what_is_there_is_replaced_only_on_request_and_only_if_it_is_a_packed_model() {
     let (model, dir) = (ModelRef::Random("tiny".to_owned()), tempfile::tempdir().unwrap());
     let (bf16, f32) = (options(DType::Bf16, None, false), options(DType::F32, None, false));

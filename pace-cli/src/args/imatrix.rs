@@ -19,7 +19,7 @@ pub(crate) struct ImatrixArgs {
     #[command(flatten)]
     pub(crate) text: ScoreTextArgs,
     /// The file to write, as safetensors.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", default_value = "imatrix.safetensors")]
     pub(crate) output: PathBuf,
     /// Tokens of a window [default: 512, or the model's context if that is less]. The text is cut into windows that know
     /// nothing of each other.

@@ -40,7 +40,7 @@ pub(crate) struct PlatformArgs {
     /// Memory on machines with several NUMA nodes: on those of the threads, spread over all, or as the kernel does.
     #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
     pub(crate) numa_memory: NumaChoice,
-    /// Huge pages for weights and KV caches: from 2 MiB on, always, or never.
+    /// Huge pages for weights and KV caches: from 2 MiB on (caches that grow: from 16 MiB on), always, or never.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub(crate) hugepages: HugePageChoice,
 }

@@ -19,6 +19,7 @@ use crate::args::{
     ActQuantChoice, DoctorArgs, EngineArgs, Format, HugePageChoice, NumaChoice, QuantArgs, RoundingChoice,
     WeightChoice,
 };
+use crate::exit::Usage;
 use crate::output::{self, bytes, table};
 use crate::session::open;
 
@@ -46,6 +47,9 @@ pub(crate) fn run(env: &Env, args: &DoctorArgs) -> Result<()> {
         .map_err(pace_runtime::RuntimeError::from)?;
     // Nothing is fetched for a report: without a name, there is no model.
     let files = args.engine.model.as_deref().map(|model| open(env, Some(model))).transpose()?;
+    if let Some(files) = &files {
+        config.kv_cache.check(files.spec().max_positions).map_err(|e| Usage(e.to_string()))?;
+    }
     let weight_bytes = files.map(|files| files.packed_formats(&config.load).bytes(files.spec()) as u64);
     let mut report = examine(&config, &budget, weight_bytes)?;
     let room = report.machine.memory_available_bytes.map(|n| n.saturating_sub(weight_bytes.unwrap_or(0)));

@@ -88,19 +88,23 @@ fn a_gguf_file_keeps_its_integers_and_its_tokenizer() {
 }
 
 #[test]
-fn a_source_that_has_changed_is_told() {
+fn a_source_that_has_changed_is_refused() {
     let (source, dir) = (copy("gqa-tied"), tempfile::tempdir().unwrap());
     let target = dir.path().join("packed");
     std::fs::create_dir(dir.path().join(".packed.partial-1-0")).unwrap();
     let out = pace(&["pack", arg(source.path()), arg(&target)]);
     assert!(out.code == Some(0) && out.stderr.contains(".packed.partial-1-0: another run"), "{}", out.stderr);
-    let told = || pace(&["info", arg(&target)]).stderr.contains("model.safetensors has changed since");
-    assert!(!told());
-    let file = std::fs::File::options().append(true).open(source.path().join("model.safetensors")).unwrap();
-    file.set_modified(std::time::UNIX_EPOCH).unwrap();
-    assert!(told());
-    drop(source);
-    assert!(!told(), "a pack does without its source");
+    let info = || pace(&["info", arg(&target)]);
+    for name in ["model.safetensors", "config.json"] {
+        assert_eq!(info().code, Some(0));
+        let file = std::fs::File::options().append(true).open(source.path().join(name)).unwrap();
+        let before = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        info().assert_refused(3, &["pace.json", name, "has changed since it was packed", "--force"]);
+        file.set_modified(before).unwrap();
+    }
+    std::fs::remove_file(source.path().join("config.json")).unwrap();
+    assert_eq!(info().code, Some(0), "a pack does without its source");
 }
 
 #[test]

@@ -114,5 +114,6 @@ fn inputs_that_are_sorted_are_not_cut() {
     let sorted = pack(WeightFormat::Int4(32), 32, 128).with_input_order(order);
     assert_eq!(sorted.input_unit(), 128);
     assert_eq!(sorted.slice(0..32, 0..128).k(), 128);
+    assert!(sorted.slice(0..32, 128..128).input_order().is_none());
     assert!(std::panic::catch_unwind(|| sorted.slice(0..32, 64..128).k()).is_err());
 }

@@ -67,8 +67,9 @@ impl WeightSlice<'_> {
     }
 
     /// The order in which the inputs are stored, if it is another than the model's.
-    pub(crate) const fn input_order(&self) -> Option<&'_ InputOrder> {
-        self.weights.input_order()
+    pub(crate) fn input_order(&self) -> Option<&InputOrder> {
+        // A slice of them has all inputs, or none.
+        self.weights.input_order().filter(|_| self.has_whole_rows())
     }
 
     /// Whether it holds parts of a gate and of an up matrix.

@@ -89,7 +89,7 @@ impl PackedSource {
         source.add_vectors()?;
         if source.weights.metadata("id") != Some(&source.manifest.id()) {
             let what = format!(
-                "are not what {WEIGHTS} was written with: a format, a layout or a checksum was changed; {}",
+                "are not what {WEIGHTS} was written with: something in pace.json was changed, or another PACE wrote it; {}",
                 source.manifest.again()
             );
             return Err(source.manifest_error("matrices", what));

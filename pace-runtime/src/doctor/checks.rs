@@ -1,9 +1,11 @@
 //! The performance guide's checklist, done.
 
 use pace_kernels::{HugePages, Isa, Placement};
+use pace_ops::{Backend, OperatorConfig};
 use serde::Serialize;
 
 use super::Machine;
+use crate::kv_cache::KvCacheKind;
 use crate::platform::ThreadBudget;
 use crate::platform::topology::format_cpu_list;
 
@@ -49,9 +51,13 @@ pub struct Facts<'a> {
     pub huge_share: Option<f64>,
     /// Bytes of a model's packed weights, if there is a model.
     pub weight_bytes: Option<u64>,
+    /// The kind of KV cache.
+    pub kv_cache: KvCacheKind,
+    /// The backends that are asked for.
+    pub operators: &'a OperatorConfig,
 }
 
-/// Every check, in the order of the guide: CPU, threads, memory, allocator, huge pages.
+/// Every check, in the order of the guide: CPU, threads, memory, huge pages, allocator, KV cache, operators.
 pub fn checks(facts: &Facts<'_>) -> Vec<Check> {
     let mut all = vec![
         build(),
@@ -63,10 +69,35 @@ pub fn checks(facts: &Facts<'_>) -> Vec<Check> {
         memory(facts),
         huge_pages(facts),
         allocator(facts),
+        kv_cache(facts),
+        operators(facts),
     ];
     all.extend(numa_balancing(facts));
     all.push(frequency(facts));
     all
+}
+
+fn kv_cache(facts: &Facts<'_>) -> Check {
+    let name = facts.kv_cache.name();
+    match facts.kv_cache {
+        KvCacheKind::Dynamic => {
+            let advice = "all keys and values are copied at every token: leave --kv-cache out, or say bmc";
+            warn("kv_cache", name, advice)
+        }
+        KvCacheKind::Static | KvCacheKind::Bmc => ok("kv_cache", name),
+    }
+}
+
+fn operators(facts: &Facts<'_>) -> Check {
+    // What is left to `auto` is NATIVE only where there is nothing else.
+    let native = facts.operators.iter().filter(|&(_, backend)| backend == Backend::Native);
+    let native: Vec<_> = native.map(|(operator, _)| operator.name()).collect();
+    if native.is_empty() {
+        return ok("operators", "none by native");
+    }
+    let advice =
+        "the reference path is many times as slow: leave these out of --op, --op-config and PACE_OP_CONFIG";
+    warn("operators", format!("by native: {}", native.join(", ")), advice)
 }
 
 fn ok(id: &'static str, value: impl Into<String>) -> Check {
@@ -257,6 +288,8 @@ mod tests {
             placement: Placement::default(),
             huge_share: Some(1.0),
             weight_bytes: Some(1000),
+            kv_cache: KvCacheKind::Bmc,
+            operators: Box::leak(Box::default()),
         };
         change(&mut machine, &mut facts);
         let facts = Facts { machine: &machine, ..facts };
@@ -273,7 +306,18 @@ mod tests {
 
     #[test]
     fn a_machine_without_a_fault_passes() {
-        for id in ["isa", "threads", "pinning", "cpu_quota", "numa", "memory", "huge_pages", "allocator"] {
+        for id in [
+            "isa",
+            "threads",
+            "pinning",
+            "cpu_quota",
+            "numa",
+            "memory",
+            "huge_pages",
+            "allocator",
+            "kv_cache",
+            "operators",
+        ] {
             assert_eq!(status(id, |_, _| {}), Status::Ok, "{id}");
         }
     }
@@ -290,6 +334,11 @@ mod tests {
         let never =
             |_: &mut Machine, facts: &mut Facts<'static>| facts.placement.hugepages = HugePages::Never;
         assert_eq!(status("huge_pages", never), Status::Warn);
+        assert_eq!(status("kv_cache", |_, facts| facts.kv_cache = KvCacheKind::Dynamic), Status::Warn);
+        let mut native = OperatorConfig::default();
+        native.set("mlp", "native").unwrap();
+        let native: &'static OperatorConfig = Box::leak(Box::new(native));
+        assert_eq!(status("operators", move |_, facts| facts.operators = native), Status::Warn);
         let balancing = |on| status("numa_balancing", move |machine, _| machine.numa_balancing = Some(on));
         assert_eq!([balancing(true), balancing(false)], [Status::Warn, Status::Ok]);
         let governor =

@@ -129,6 +129,11 @@ impl ModelFiles {
                 paths.push(path);
             }
         }
+        let config = match &self.origin {
+            ModelRef::Directory(path) => Some(path.join("config.json")),
+            ModelRef::Gguf(_) | ModelRef::Random(_) => None,
+        };
+        paths.extend(config.as_deref());
         let file = |path: &Path| {
             let meta = fs::metadata(path).ok()?;
             let name = path.file_name()?.to_string_lossy().into_owned();
@@ -169,11 +174,12 @@ impl ModelFiles {
         let source = PackedSource::open(dir)?;
         let (manifest, path) = (source.manifest().clone(), dir.join(MANIFEST));
         if let Some(changed) = changed_since(&manifest.origin) {
-            tracing::warn!(
-                "{}: {} has changed since it was packed; pack it again, with --force, for what is there now",
-                dir.display(),
+            let what = format!(
+                "{} has changed since it was packed: pack it again, with --force, or move it away if the packed model is \
+                 wanted as it was",
                 clip(&changed.to_string_lossy())
             );
+            return Err(ModelError::file(&path, what).into());
         }
         let opened = match manifest.kind {
             OriginKind::Hf => Self::open_checkpoint(model, dir, |_| Ok(Box::new(source)))?,

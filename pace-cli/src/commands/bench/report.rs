@@ -36,7 +36,7 @@ impl Record {
         Self {
             fields: fields(setup, engines, workload, measured, &figures),
             cells: cells(setup, engines, workload, measured, &figures, layout),
-            kv_huge_share: measured.kv_huge_share.map(|share| (workload.to_string(), share)),
+            kv_huge_share: measured.kv_huge_share.map(|share| (layout.name(setup, workload), share)),
             profile: measured.profile.clone().map(|profile| (workload.to_string(), profile)),
         }
     }
@@ -50,6 +50,18 @@ pub(super) struct Layout {
     pub(super) hugepages: bool,
     pub(super) instances: bool,
     pub(super) batch: bool,
+}
+
+impl Layout {
+    /// A test, with what tells its caches from those of others.
+    fn name(self, setup: &Setup, workload: &Workload) -> String {
+        let config = &setup.config;
+        let kind = self.kv_cache.then(|| config.kv_cache.to_string());
+        let dtype = self.kv_dtype.then(|| config.load.kv.to_string());
+        let pages = self.hugepages.then(|| hugepages(setup));
+        let parts = [Some(workload.to_string()), kind, dtype, pages];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// Writes records to stdout.

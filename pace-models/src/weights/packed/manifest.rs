@@ -54,11 +54,11 @@ pub struct Origin {
     /// The file or the directory; none of a model that is made, or of a name that is no text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Its files of weights, as they were.
+    /// Its files of weights and its configuration, as they were.
     pub files: Vec<OriginFile>,
 }
 
-/// A file that weights came from.
+/// A file that the model came from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OriginFile {
     /// Its name without directories.
