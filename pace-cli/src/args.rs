@@ -205,9 +205,9 @@ pub(crate) struct InfoArgs {
     /// The model: a directory, a .gguf file, random:NAME, or a name that `pull` takes [default: smollm2-135m].
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<String>,
-    /// The weights and activations to choose backends for.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) dtype: WeightChoice,
+    /// The weights and activations to choose backends for [default: auto, of the default model bf16].
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<WeightChoice>,
     /// The threads to choose backends for [default: one a core, within affinity mask and CPU quota].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) threads: Option<u16>,

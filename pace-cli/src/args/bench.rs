@@ -117,7 +117,7 @@ impl FromArgMatches for EngineSweep {
         let models: Vec<String> =
             values::<String>(matches, "model").iter().flat_map(|m| split_models(m)).collect();
         all = each(&all, models, |args, model| args.model = Some(model));
-        all = each(&all, values::<WeightChoice>(matches, "dtype"), |args, dtype| args.dtype = dtype);
+        all = each(&all, values::<WeightChoice>(matches, "dtype"), |args, dtype| args.dtype = Some(dtype));
         all = each(&all, values::<Quant>(matches, "quant"), |args, quant| args.quant.quant = Some(quant));
         let act_quants = values::<ActQuantChoice>(matches, "act_quant");
         all = each(&all, act_quants, |args, choice| args.quant.act_quant = choice);
@@ -215,7 +215,9 @@ mod tests {
             args.engines.0.iter().map(|e| (e.model.as_deref().unwrap(), e.platform.threads)).collect();
         let (one, two) = (Some(1), Some(2));
         assert_eq!(engines, [("a", one), ("a", two), ("b", one), ("b", two), ("c", one), ("c", two)]);
-        assert!(args.engines.0.iter().all(|e| e.dtype == WeightChoice::F32 && e.operators.op.len() == 1));
+        assert!(
+            args.engines.0.iter().all(|e| e.dtype == Some(WeightChoice::F32) && e.operators.op.len() == 1)
+        );
         let none = parse(&[]);
         assert_eq!((none.engines.0.len(), none.engines.0[0].model.as_ref()), (1, None));
         let json = ["--op-config", r#"{"mlp": "tpp", "norm": "tpp"}"#, "--op-config", "{}"];

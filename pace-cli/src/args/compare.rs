@@ -67,7 +67,7 @@ impl CompareArgs {
         // Each field by its name: what is new has to be thought about.
         EngineArgs {
             model: own.reference.or(both.model),
-            dtype: own.reference_dtype,
+            dtype: Some(own.reference_dtype),
             kv_dtype: own.reference_kv_dtype,
             operators: OperatorArgs { op_config: own.reference_op_config, op: own.reference_op },
             prefill_chunk: both.prefill_chunk,
@@ -101,11 +101,11 @@ mod tests {
     fn the_reference_is_the_model_in_f32_unless_told_otherwise() {
         let model = ["-m", "a", "--dtype", "bf16", "--kv-dtype", "bf16", "--op", "mlp=native", "--mmap"];
         let engine = reference(&model);
-        assert_eq!((engine.model.as_deref(), engine.dtype), (Some("a"), WeightChoice::F32));
+        assert_eq!((engine.model.as_deref(), engine.dtype), (Some("a"), Some(WeightChoice::F32)));
         assert!(engine.kv_dtype.is_none() && !engine.operators.is_given() && engine.mmap);
         let own = ["--reference", "b", "--reference-dtype", "bf16", "--reference-kv-dtype", "f32"];
         let engine = reference(&[&model[..], &own, &["--reference-op", "norm=native"]].concat());
-        assert_eq!((engine.model.as_deref(), engine.dtype), (Some("b"), WeightChoice::Bf16));
+        assert_eq!((engine.model.as_deref(), engine.dtype), (Some("b"), Some(WeightChoice::Bf16)));
         assert_eq!(engine.kv_dtype, Some(KvChoice::F32));
         assert_eq!(engine.operators.op, [("norm".to_owned(), "native".to_owned())]);
     }

@@ -24,9 +24,9 @@ pub(crate) struct EngineArgs {
     #[arg(short, long)]
     pub(crate) model: Option<String>,
     /// Weights and activations: f32 computes in f32 throughout, bf16 sums in f32. auto is bf16, with weights that the files
-    /// of --model hold as integers computed as they are; the others dequantise them.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) dtype: WeightChoice,
+    /// hold as integers computed as they are; the others dequantise them [default: auto, of the default model bf16].
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<WeightChoice>,
     /// Cached keys and values [default: as --dtype]. int8 has a scale for each token and head, and is computed as bf16 is.
     #[arg(long, value_enum)]
     pub(crate) kv_dtype: Option<KvChoice>,
@@ -68,9 +68,8 @@ pub(crate) struct OperatorArgs {
 }
 
 /// `--dtype`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WeightChoice {
-    #[default]
     Auto,
     F32,
     Bf16,
@@ -106,8 +105,8 @@ impl EngineArgs {
     /// The same for engines that are going to divide the CPUs, so that how many threads each has is not known yet.
     pub(crate) fn config_to_divide(&self, env: &Env) -> Result<EngineConfig> {
         let dtype = match self.dtype {
-            WeightChoice::F32 => DType::F32,
-            WeightChoice::Auto | WeightChoice::Bf16 => DType::Bf16,
+            Some(WeightChoice::F32) => DType::F32,
+            Some(WeightChoice::Auto | WeightChoice::Bf16) | None => DType::Bf16,
         };
         let mut config = EngineConfig::on_cores(dtype, &self.platform.cores(env))?;
         config.prefill_threads = self.platform.prefill_threads.map(usize::from);
@@ -115,7 +114,8 @@ impl EngineArgs {
         config.numa_memory = self.platform.numa_memory.into();
         config.load.placement.hugepages = self.platform.hugepages.into();
         // The default model is so small that its 4 bits gain little, and an answer shows what they lose.
-        self.quant.apply(&mut config.load, self.dtype == WeightChoice::Auto && self.model.is_some())?;
+        let own_formats = self.dtype.map_or(self.model.is_some(), |dtype| dtype == WeightChoice::Auto);
+        self.quant.apply(&mut config.load, own_formats)?;
         config.load.mmap = self.mmap;
         config.load.allow_nonfinite = self.allow_nonfinite;
         config.batching.prefill_chunk = self.prefill_chunk.unwrap_or(config.batching.prefill_chunk);

@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 
 use crate::args::{
     ActQuantChoice, DoctorArgs, EngineArgs, Format, HugePageChoice, NumaChoice, QuantArgs, RoundingChoice,
-    WeightChoice,
 };
 use crate::exit::Usage;
 use crate::output::{self, bytes, table};
@@ -176,7 +175,7 @@ fn operator_settings(env: &Env, args: &EngineArgs, config: &EngineConfig) -> Vec
     let load = &config.load;
     vec![
         setting("isa", config.isa, by_variable("PACE_ISA")),
-        setting("dtype", load.activations, given(args.dtype != WeightChoice::default(), "--dtype")),
+        setting("dtype", load.activations, given(args.dtype.is_some(), "--dtype")),
         setting("kv_dtype", load.kv, given(args.kv_dtype.is_some(), "--kv-dtype")),
         setting("operators", requested(&load.operators), operators),
         setting("panel_width", auto(load.panel_width), by_variable("LIBXSMM_BLOCK_SIZE")),

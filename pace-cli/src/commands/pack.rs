@@ -41,7 +41,7 @@ pub(crate) fn run_floats(env: &Env, args: &PackFloatsArgs) -> Result<()> {
 fn run(env: &Env, args: &PackArgs, dtype: WeightChoice, quant: &QuantArgs) -> Result<()> {
     let engine = EngineArgs {
         model: Some(args.source.clone()),
-        dtype,
+        dtype: Some(dtype),
         allow_nonfinite: args.allow_nonfinite,
         platform: PlatformArgs { threads: args.threads, ..PlatformArgs::default() },
         quant: quant.clone(),

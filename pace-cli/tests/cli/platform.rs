@@ -114,11 +114,21 @@ fn the_doctor_reports_checks_settings_and_machine() {
         assert_eq!(status == "ok", advice.is_empty(), "{check}");
     }
     let ids: Vec<_> = checks.iter().map(|check| check["id"].as_str().unwrap()).collect();
-    for id in
-        ["isa", "threads", "pinning", "cpu_quota", "numa", "memory", "huge_pages", "allocator", "frequency"]
-    {
+    for id in [
+        "isa",
+        "threads",
+        "pinning",
+        "cpu_quota",
+        "numa",
+        "memory",
+        "huge_pages",
+        "allocator",
+        "kv_cache",
+        "frequency",
+    ] {
         assert!(ids.contains(&id), "{id}: {ids:?}");
     }
+    assert_eq!(check(&report, "operators")["value"], "by native: mlp");
     let setting = |name: &str| setting(&report, name);
     assert_eq!(setting("threads"), pair("1", "--threads"));
     assert_eq!(setting("imbps_chunks"), pair("4", "IMBPS_BLOCK_SIZE"));
@@ -139,6 +149,16 @@ fn the_doctor_reports_checks_settings_and_machine() {
     let machine = &report["machine"];
     assert!(machine["cores"].as_u64().unwrap() > 0, "{machine}");
     assert!(machine["limits"]["bytes"].as_f64().unwrap() > 1e6, "{machine}");
+}
+
+#[test]
+fn the_default_model_is_bf16_unless_auto_is_said() {
+    let quant = |flags: &[&str]| {
+        let report = doctor(Call::new(&[&["doctor", "--format", "json"], flags].concat()));
+        (setting(&report, "dtype").1, setting(&report, "quant").0)
+    };
+    assert_eq!(quant(&[]), pair("default", "bf16"));
+    assert_eq!(quant(&["--dtype", "auto"]), pair("--dtype", "as the files have integers, else bf16"));
 }
 
 #[test]
