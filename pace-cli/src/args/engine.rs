@@ -114,7 +114,8 @@ impl EngineArgs {
         config.numa_memory = self.platform.numa_memory.into();
         config.load.placement.hugepages = self.platform.hugepages.into();
         // The default model is so small that its 4 bits gain little, and an answer shows what they lose.
-        let own_formats = self.dtype.map_or(self.model.is_some(), |dtype| dtype == WeightChoice::Auto);
+        let own_formats =
+            self.dtype.map_or_else(|| self.model.is_some(), |dtype| dtype == WeightChoice::Auto);
         self.quant.apply(&mut config.load, own_formats)?;
         config.load.mmap = self.mmap;
         config.load.allow_nonfinite = self.allow_nonfinite;
