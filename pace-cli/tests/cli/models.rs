@@ -227,10 +227,11 @@ fn a_download_that_is_interrupted_is_continued() {
             assert!(start.elapsed() < Duration::from_secs(60), "it does not get that far");
             thread::sleep(Duration::from_millis(2));
         }
-        kill_process(Pid::from_child(child), Signal::INT).expect("a signal");
+        // Not that of Ctrl-C, which is ignored where the tests run behind a shell that has no jobs.
+        kill_process(Pid::from_child(child), Signal::TERM).expect("a signal");
     });
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    stopped.assert_refused(130, &["error: interrupted"]);
+    stopped.assert_refused(143, &["error: ", "interrupted"]);
     assert!(arrived(), "what has come stays");
     stalls.store(false, Ordering::Relaxed);
     assert_eq!(pull().run().text(), format!("{}\n", world.snapshot()));
